@@ -1,0 +1,267 @@
+"""Splits, labels, files, tokens and batches, against what can be counted by hand."""
+
+import dataclasses
+import hashlib
+import io
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+import data
+from data import Batches, InputError, load_task
+
+
+def write_glue(folder, train=None, dev=None, test=None):
+    """A miniature SST-2 in GLUE's layout."""
+    (folder / "SST-2").mkdir(exist_ok=True)
+    train = [(f"sentence number {i}", i % 2) for i in range(40)] if train is None else train
+    dev = [(f"held out {i}", i % 2) for i in range(10)] if dev is None else dev
+    for name, rows in (("train", train), ("dev", dev)):
+        lines = ["sentence\tlabel"] + [f"{text}\t{label}" for text, label in rows]
+        (folder / "SST-2" / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if test is not None:
+        (folder / "SST-2" / "test.tsv").write_text(test, encoding="utf-8")
+    return folder
+
+
+# ---------------------------------------------------------------- the built-in task
+
+
+def test_builtin_reviews_mean_what_their_labels_say():
+    """An independent reader of the grammar: splits a sentence into clauses, reads each, and composes."""
+
+    def clause(text):
+        words = text.split()
+        praise = int(words[-1] in data.PRAISE)
+        return 1 - praise if words[2] == "is" and words[3] in ("not", "never", "hardly") else praise
+
+    def read(text):
+        for denial in ("nobody can claim that ", "it is not true that "):
+            if text.startswith(denial):
+                return 1 - clause(text.removeprefix(denial))
+        if text.startswith("although "):
+            return clause(text.split(" , ")[1])
+        for link, wins in ((" but ", 1), (" and ", 0), (" , ", 0)):
+            if link in text:
+                return clause(text.split(link)[wins])
+        return clause(text)
+
+    splits = data.builtin_reviews()
+    assert [len(split) for split in splits] == [1800, 1000, 2000]
+    for split in splits:
+        assert [read(text) for text in split.texts] == split.labels.tolist()
+        assert abs(split.labels.mean() - 0.5) < 0.05
+
+
+def test_words_alone_do_not_decide_the_builtin_label():
+    """Counting praise against blame is better than chance, yet far from right: composition is needed."""
+    _, _, test = data.builtin_reviews()
+    votes = [sum((w in data.PRAISE) - (w in data.BLAME) for w in text.split()) for text in test.texts]
+    right = np.mean([(0.5 if vote == 0 else (vote > 0) == label) for vote, label in zip(votes, test.labels)])
+    assert 0.6 < right < 0.9
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_splits_are_disjoint_and_a_function_of_the_seed(seed):
+    one, two = (load_task("sst2", "builtin", seed=seed) for _ in range(2))
+    splits = {name: set(getattr(one, name).keys()) for name in ("train", "quiz", "dev", "test")}
+    assert sum(map(len, splits.values())) == len(set().union(*splits.values())) == 4800
+    assert one.train.texts == two.train.texts and (one.train.labels == two.train.labels).all()
+    assert set(load_task("sst2", "builtin", seed=seed + 5).quiz.texts) != set(one.quiz.texts)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_label_noise_flips_its_share_of_the_training_labels_alone(share):
+    clean, noisy = (load_task("sst2", "builtin", seed=3, label_noise=noise) for noise in (0, share))
+    truth = {text: label for split in data.builtin_reviews() for text, label in zip(split.texts, split.labels)}
+    assert noisy.train.texts == clean.train.texts
+    assert (noisy.train.labels != clean.train.labels).mean() == share
+    for split in (clean.train, noisy.quiz, noisy.dev, noisy.test):
+        assert [truth[text] for text in split.texts] == split.labels.tolist()
+
+
+def test_default_noise_is_what_the_banner_says():
+    task = load_task("sst2", "builtin")
+    truth = dict(zip(*(getattr(data.builtin_reviews()[0], name) for name in ("texts", "labels"))))
+    wrong = np.mean([truth[text] != label for text, label in zip(task.train.texts, task.train.labels)])
+    assert wrong == pytest.approx(task.label_noise) and f"{wrong:.0%}" in data.BUILTIN_BANNER.format(share=wrong)
+
+
+def test_flipped_labels_of_many_classes_are_other_classes():
+    labels = np.random.default_rng(0).integers(5, size=1000)
+    flipped = data.flip_labels(labels, 0.3, 5, seed=0)
+    assert (flipped != labels).sum() == 300 and set(flipped) == set(range(5))
+
+
+def test_sizes():
+    task = load_task("sst2", "builtin", quiz_size=50, train_size=120)
+    assert (len(task.train), len(task.quiz)) == (120, 50)
+    for wrong in ({"quiz_size": 0}, {"quiz_size": 1800}, {"train_size": 1501}, {"label_noise": 1.5}):
+        with pytest.raises(InputError, match="expected"):
+            load_task("sst2", "builtin", **wrong)
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_files_are_read_as_they_are(tmp_path):
+    rows = [('a "quoted word', 1), ("café 🎬", 0), ("plain", 1), ("again", 0), ("again", 0)]
+    write_glue(tmp_path, rows, test="index\tsentence\n0\twho knows\n")
+    text = (tmp_path / "SST-2" / "train.tsv").read_text()
+    (tmp_path / "SST-2" / "train.tsv").write_bytes(b"\xef\xbb\xbf" + text.rstrip("\n").replace("\n", "\r\n").encode())
+    for folder in (tmp_path, tmp_path / "SST-2"):
+        task = load_task("sst2", str(folder), quiz_size=1)
+        assert Counter(zip(task.train.texts + task.quiz.texts, [*task.train.labels, *task.quiz.labels])) == Counter(rows)
+        assert task.label_noise == 0 and task.data == str(folder) and task.label_names == ["negative", "positive"]
+        assert task.test.texts == ["who knows"] and task.test.labels is None
+        assert task.quiz.texts != ["again"]  # it stands in the file twice: its twin would stay behind
+
+
+def test_columns_are_found_by_name_and_a_labelled_test_file_is_scored(tmp_path):
+    write_glue(tmp_path, test="label\tindex\tsentence\n1\t0\tgood\n0\t1\tbad\n")
+    task = load_task("sst2", str(tmp_path))
+    assert task.test.texts == ["good", "bad"] and task.test.labels.tolist() == [1, 0]
+    assert len(task.quiz) == 4  # one in ten
+
+
+def test_training_examples_that_stand_in_dev_are_left_out_and_said(tmp_path):
+    write_glue(tmp_path, dev=[("sentence number 3", 1), ("other", 0)])
+    task = load_task("sst2", str(tmp_path))
+    assert "sentence number 3" not in task.train.texts + task.quiz.texts
+    assert task.notes == ["left out 1 training examples that stand in dev or test, too"]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "train.tsv:1: expected a column 'sentence'"),
+        (b"sentence\tlabel\n", "train.tsv: expected a header and at least one row"),
+        (b"text\tlabel\nx\t1\n", "train.tsv:1: expected a column 'sentence'"),
+        (b"sentence\tlabel\nx\t1\ny\n", "train.tsv:3: expected 2 columns, found 1"),
+        (b"sentence\tlabel\nx\t1\ty\n", "train.tsv:2: expected 2 columns, found 3"),
+        (b"sentence\tlabel\nx\t1\ny\tgood\n", "train.tsv:3: expected a label of 0, 1, found 'good'"),
+        (b"sentence\tlabel\nx\t1\ncaf\xe9\t0\n", "train.tsv:3: expected UTF-8, found the byte 0xe9"),
+    ],
+)
+def test_bad_files_are_named_with_their_line(tmp_path, content, message):
+    write_glue(tmp_path)
+    (tmp_path / "SST-2" / "train.tsv").write_bytes(content)
+    with pytest.raises(InputError) as error:
+        load_task("sst2", str(tmp_path))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_directory_without_the_files_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="expected train.tsv"):
+        load_task("sst2", str(tmp_path))
+    write_glue(tmp_path)
+    (tmp_path / "SST-2" / "dev.tsv").unlink()
+    with pytest.raises(InputError, match="dev.tsv: expected a file"):
+        load_task("sst2", str(tmp_path))
+
+
+def test_without_files_and_network_the_builtin_task_takes_their_place(tmp_path, monkeypatch, capsys):
+    def no_network(*_, **__):
+        raise OSError("no route")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data.urllib.request, "urlopen", no_network)
+    assert load_task("sst2").data == "builtin"
+    assert "cannot be downloaded: no route" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def serve(monkeypatch, content, checksum=None):
+    class Response(io.BytesIO):
+        headers: dict = {}
+
+    sst2 = data.GLUE["sst2"]
+    md5 = checksum or hashlib.md5(content).hexdigest()
+    monkeypatch.setitem(data.GLUE, "sst2", dataclasses.replace(sst2, md5=md5))
+    monkeypatch.setattr(data.urllib.request, "urlopen", lambda *_, **__: Response(content))
+
+
+def test_download(tmp_path, monkeypatch):
+    (source := tmp_path / "source").mkdir()
+    write_glue(source, test="index\tsentence\n0\twho knows\n")
+    with zipfile.ZipFile(archive := io.BytesIO(), "w") as file:
+        for name in ("train", "dev", "test"):
+            file.write(source / "SST-2" / f"{name}.tsv", f"SST-2/{name}.tsv")
+        file.writestr("../escaped", "nothing but the task's files is taken out")
+    (here := tmp_path / "here").mkdir()
+    monkeypatch.chdir(here)
+    serve(monkeypatch, archive.getvalue())
+    task = load_task("sst2")
+    assert task.data == "data" and len(task.train) + len(task.quiz) == 40
+    assert sorted(path.name for path in here.rglob("*")) == ["SST-2", "data", "dev.tsv", "test.tsv", "train.tsv"]
+    assert not (tmp_path / "escaped").exists()
+
+
+def test_a_download_with_a_wrong_checksum_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    serve(monkeypatch, b"not what was expected", checksum="0" * 32)
+    with pytest.raises(InputError, match="expected the MD5 checksum 000"):
+        load_task("sst2")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+# ---------------------------------------------------------------- tokens and batches
+
+
+def test_tokens():
+    tokenizer = data.train_tokenizer(["the plot is witty", "the plot is dull"] * 3, 200)
+    pad, cls, sep = (tokenizer.token_to_id(token) for token in ("[PAD]", "[CLS]", "[SEP]"))
+    the, plot, dull = (tokenizer.token_to_id(token) for token in ("the", "plot", "dull"))
+    single = data.encode(tokenizer, data.Split(["The PLOT", "dull"], np.array([1, 0])))
+    assert single.ids.tolist() == [[cls, the, plot, sep], [cls, dull, sep, pad]] and single.lengths.tolist() == [4, 3]
+    pair = data.encode(tokenizer, data.Split(["the"], None, ["dull plot"]))
+    assert pair.ids.tolist() == [[cls, the, sep, dull, plot, sep]] and pair.types.tolist() == [[0, 0, 0, 1, 1, 1]]
+    cut = data.encode(tokenizer, data.Split(["the plot is dull"], None), max_length=4)
+    assert cut.ids.tolist() == [[cls, the, plot, sep]]
+
+
+def test_a_batch_is_padded_to_its_own_longest():
+    tokenizer = data.train_tokenizer(["a b c d e f"], 100)
+    examples = data.encode(tokenizer, data.Split(["a", "a b c d", "a b"], np.array([0, 1, 1])))
+    inputs, labels = examples.batch(np.array([2, 0]))
+    assert inputs["input_ids"].shape == (2, 4) and inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert labels.tolist() == [1, 0] and all(tensor.dtype == torch.long for tensor in (*inputs.values(), labels))
+
+
+def test_the_tokeniser_is_the_same_in_every_process():
+    """The trainer's hash tables differ from process to process; the vocabulary must not."""
+    code = "import data; print(sorted(data.train_tokenizer(data.builtin_reviews()[0].texts, 250).get_vocab().items()))"
+    runs = [subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True) for _ in range(3)]
+    assert runs[0].stdout == runs[1].stdout == runs[2].stdout and len(runs[0].stdout) > 1000
+
+
+def test_batches_cover_each_epoch_once_and_depend_on_seed_and_step_alone():
+    lengths = np.random.default_rng(0).integers(3, 30, size=1001)
+    batches, epochs = Batches(lengths, 10, seed=4), []
+    for epoch in range(2):
+        epochs.append([batches[epoch * batches.per_epoch + i].tolist() for i in range(batches.per_epoch)])
+        assert sorted(row for batch in epochs[-1] for row in batch) == list(range(1001))
+    assert epochs[0] != epochs[1]
+    assert Batches(lengths, 10, seed=4)[150].tolist() == epochs[1][150 - 101]  # straight into the second epoch
+    padded = sum(len(batch) * lengths[batch].max() for batch in epochs[0])
+    assert padded / lengths.sum() < 1.1
+
+
+def test_the_quiz_is_drawn_evenly_over_the_classes():
+    labels = np.array([0] * 90 + [1] * 7 + [2] * 3)
+    rows = data.sample_quiz(labels, 20, seed=0, step=5)
+    assert sorted(Counter(labels[rows]).values()) == [6, 7, 7]
+    assert len(set(rows[labels[rows] < 2])) == (labels[rows] < 2).sum()  # no repetition where there is enough
+    assert (rows == data.sample_quiz(labels, 20, seed=0, step=5)).all()
+    assert (rows != data.sample_quiz(labels, 20, seed=0, step=6)).any()
+
+
+def test_unknown_task():
+    with pytest.raises(InputError, match="expected one of sst2"):
+        load_task("sst3", "builtin")

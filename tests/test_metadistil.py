@@ -1,0 +1,352 @@
+"""The algorithm against oracles: closed forms, finite differences, torch's own functions."""
+
+import copy
+
+import pytest
+import torch
+from conftest import shaken
+from torch import nn
+from torch.nn import functional as F
+
+import metadistil
+import models
+from metadistil import kd_loss, meta_gradient, pilot_update
+
+MODES = metadistil.META_GRADIENT_MODES
+
+
+def flat(tensors):
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def relative_difference(one, other):
+    one, other = flat(one), flat(other)
+    return ((one - other).norm() / other.norm()).item()
+
+
+# ---------------------------------------------------------------- the loss
+
+
+@pytest.mark.parametrize("alpha, temperature", [(0.0, 1.0), (0.3, 2.0), (1.0, 4.0)])
+def test_kd_loss_equals_torchs_own_pieces(alpha, temperature):
+    z_S, z_T, y = torch.randn(5, 3), torch.randn(5, 3), torch.tensor([0, 1, 2, 1, 0])
+    kl = F.kl_div((z_S / temperature).log_softmax(-1), (z_T / temperature).softmax(-1), reduction="batchmean")
+    expected = alpha * temperature**2 * kl + (1 - alpha) * F.cross_entropy(z_S, y)
+    torch.testing.assert_close(kd_loss(z_S, z_T, y, alpha, temperature), expected)
+
+
+def test_kd_loss_of_regression_is_squared_errors():
+    z_S, z_T, y = torch.randn(4, 1), torch.randn(4, 1), torch.randn(4)
+    expected = 0.3 * F.mse_loss(z_S, z_T) + 0.7 * F.mse_loss(z_S[:, 0], y)
+    torch.testing.assert_close(kd_loss(z_S, z_T, y, 0.3), expected)
+
+
+def test_kd_loss_gradients_in_both_networks_logits():
+    z_S, z_T = (torch.randn(4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    y = torch.tensor([0, 2, 1, 1])
+    assert torch.autograd.gradcheck(lambda s, t: kd_loss(s, t, y, 0.7, 3.0), (z_S, z_T))
+    assert torch.autograd.gradgradcheck(lambda s, t: kd_loss(s, t, y, 0.7, 3.0), (z_S, z_T))
+
+
+def test_soft_gradient_is_the_difference_of_probabilities():
+    z_S, z_T, T = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3), 2.0
+    (found,) = torch.autograd.grad(kd_loss(z_S, z_T, torch.zeros(4, dtype=torch.long), 1.0, T), z_S)
+    torch.testing.assert_close(found, T * ((z_S / T).softmax(-1) - (z_T / T).softmax(-1)).detach() / 4)
+
+
+def test_soft_term_and_its_gradients_are_zero_at_equality():
+    z_S = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    z_T = z_S.detach().clone().requires_grad_()
+    loss = kd_loss(z_S, z_T, torch.tensor([0, 1, 2, 0]), 1.0, 2.0)
+    assert abs(loss.item()) < 1e-15
+    assert all(g.abs().max() < 1e-15 for g in torch.autograd.grad(loss, (z_S, z_T)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kd_loss_is_finite_and_twice_differentiable_at_extreme_logits(dtype):
+    extreme = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4], [0.0, 0.0, 1e4]], dtype=dtype)
+    z_S, z_T = extreme.flip(0).requires_grad_(), extreme.clone().requires_grad_()
+    loss = kd_loss(z_S, z_T, torch.tensor([1, 0, 2]), 0.5, 2.0)
+    gradients = torch.autograd.grad(loss, (z_S, z_T), create_graph=True)
+    second = torch.autograd.grad(sum((g * torch.randn_like(g)).sum() for g in gradients), (z_S, z_T))
+    assert loss.isfinite() and all(tensor.isfinite().all() for tensor in (*gradients, *second))
+
+
+@pytest.mark.parametrize("wrong", [{"alpha": -0.1}, {"alpha": 1.1}, {"temperature": 0.0}, {"temperature": float("nan")}])
+def test_kd_loss_refuses_what_cannot_be(wrong):
+    with pytest.raises(ValueError):
+        kd_loss(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), **wrong)
+
+
+def test_kd_loss_does_not_broadcast():
+    with pytest.raises(ValueError, match="one shape"):
+        kd_loss(torch.zeros(2, 3), torch.zeros(2, 1), torch.zeros(2, dtype=torch.long))
+
+
+def test_average_logits():
+    one, other = torch.randn(2, 4, 3)
+    torch.testing.assert_close(metadistil.average_logits([one, other]), (one + other) / 2)
+
+
+# ---------------------------------------------------------------- the meta-gradient
+
+
+class Scalar(nn.Module):
+    """Logits (0, θ x): logistic regression with one parameter, so that all can be worked out on paper."""
+
+    def __init__(self, theta):
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor(theta, dtype=torch.float64))
+
+    def forward(self, x):
+        return torch.stack([torch.zeros_like(x), self.theta * x], dim=-1)
+
+
+@pytest.mark.parametrize("mode", ["second_order", "jvp"])
+def test_meta_gradient_equals_the_closed_form_on_a_scalar_student(mode):
+    """L_S = α T² KL(σ(tx/T) ‖ σ(sx/T)) + (1−α) CE, so with σ the logistic function
+
+    dL_S/ds = α T x (σ(sx/T) − σ(tx/T)) + (1−α) x (σ(sx) − y),   ∂²L_S/∂t∂s = −α x² σ′(tx/T),
+    dL_q/ds′ = x_q (σ(s′x_q) − y_q),   dL_q/dt = λ α x² σ′(tx/T) · dL_q/ds′.
+    """
+    s, t, x, y, x_q, y_q = 0.3, -0.8, 1.7, 1, -0.6, 1
+    alpha, T, pilot_lr = 0.7, 3.0, 0.4
+    sigma = lambda z: 1 / (1 + torch.exp(torch.tensor(-z, dtype=torch.float64)).item())  # noqa: E731
+    inner = alpha * T * x * (sigma(s * x / T) - sigma(t * x / T)) + (1 - alpha) * x * (sigma(s * x) - y)
+    s_prime = s - pilot_lr * inner
+    v = x_q * (sigma(s_prime * x_q) - y_q)
+    expected = pilot_lr * alpha * x**2 * sigma(t * x / T) * (1 - sigma(t * x / T)) * v
+
+    as_batch = lambda value, label: (torch.tensor([value], dtype=torch.float64), torch.tensor([label]))  # noqa: E731
+    settings = {"pilot_lr": pilot_lr, "alpha": alpha, "temperature": T, "mode": mode, "trace": (trace := {})}
+    found = meta_gradient(Scalar(s), [Scalar(t)], as_batch(x, y), as_batch(x_q, y_q), **settings)
+    assert found.grads[0].item() == pytest.approx(expected, rel=1e-14)
+    assert trace["theta_S_prime"]["theta"].item() == pytest.approx(s_prime, rel=1e-14)
+    assert trace["v"]["theta"].item() == pytest.approx(v, rel=1e-14)
+
+
+class Images(nn.Module):
+    """A convolution with BatchNorm: the layer whose buffers the pilot could spoil."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, channels, 3), nn.BatchNorm2d(channels), nn.GELU(), nn.Flatten())
+        self.head = nn.Linear(channels * 16, 4)
+
+    def forward(self, x):
+        return self.head(self.layers(x))
+
+
+def encoder(layers, hidden):
+    config = models.EncoderConfig(20, hidden, layers, 2, 2 * hidden, 12, num_labels=3)
+    return shaken(models.Encoder(config))
+
+
+def encoder_case(dtype):
+    def exam(n):
+        ids, mask = torch.randint(20, (n, 6)), (torch.arange(6) < torch.randint(2, 7, (n, 1))).long()
+        return {"input_ids": ids, "attention_mask": mask}, torch.randint(3, (n,))
+
+    return encoder(1, 8).to(dtype), [encoder(2, 12).to(dtype), encoder(1, 8).to(dtype)], exam(5), exam(4)
+
+
+def image_case(dtype):
+    def exam(n):
+        return torch.randn(n, 3, 6, 6, dtype=dtype), torch.randint(4, (n,))
+
+    return shaken(Images(3)).to(dtype), [shaken(Images(5)).to(dtype)], exam(6), exam(5)
+
+
+SETTINGS = {"pilot_lr": 0.3, "alpha": 0.6, "temperature": 2.5}
+
+
+@pytest.mark.parametrize("case", [encoder_case, image_case])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype, exact, approximate", [(torch.float32, 1e-5, 1e-3), (torch.float64, 1e-9, 1e-6)])
+def test_three_modes_agree(case, mode, dtype, exact, approximate):
+    networks = case(dtype)
+    reference = meta_gradient(*networks, **SETTINGS).grads
+    limit = approximate if mode == "finite_difference" else exact
+    assert relative_difference(meta_gradient(*networks, mode=mode, **SETTINGS).grads, reference) < limit
+
+
+def quiz_loss_after_pilot(student, teachers, batch, quiz, pilot_lr, alpha, temperature):
+    """L_q(θ′_S(θ_T)) with the pilot by plain backward() and torch's own losses: nothing of the module under test."""
+    pupil = copy.deepcopy(student)
+    for module in pupil.modules():
+        module.training = isinstance(module, nn.BatchNorm2d)
+    run = lambda model, x: model(**x) if isinstance(x, dict) else model(x)  # noqa: E731
+    with torch.no_grad():
+        z_T = torch.stack([run(teacher.eval(), batch[0]) for teacher in teachers]).mean(0) / temperature
+    z_S = run(pupil, batch[0])
+    soft = F.kl_div((z_S / temperature).log_softmax(-1), z_T.softmax(-1), reduction="batchmean") * temperature**2
+    (alpha * soft + (1 - alpha) * F.cross_entropy(z_S, batch[1])).backward()
+    with torch.no_grad():
+        for parameter in pupil.parameters():
+            if parameter.grad is not None:
+                parameter -= pilot_lr * parameter.grad
+        return F.cross_entropy(run(pupil, quiz[0]), quiz[1]).item()
+
+
+@pytest.mark.parametrize("case", [encoder_case, image_case])
+@pytest.mark.parametrize("mode", ["second_order", "jvp"])
+def test_meta_gradient_equals_central_differences_over_teacher_parameters(case, mode):
+    student, teachers, batch, quiz = case(torch.float64)
+    grads = meta_gradient(student, teachers, batch, quiz, mode=mode, **SETTINGS).grads
+    theta_T = [parameter for teacher in teachers for parameter in teacher.parameters()]
+    epsilon, generator, found, expected = 1e-4, torch.Generator().manual_seed(1), [], []
+    for parameter, gradient in zip(theta_T, grads, strict=True):
+        for place in torch.randint(parameter.numel(), (3,), generator=generator).tolist():
+            losses = []
+            for shift in (epsilon, -epsilon):
+                parameter.data.view(-1)[place] += shift
+                losses.append(quiz_loss_after_pilot(student, teachers, batch, quiz, **SETTINGS))
+                parameter.data.view(-1)[place] -= shift
+            found.append(gradient.view(-1)[place])
+            expected.append(torch.tensor((losses[0] - losses[1]) / (2 * epsilon), dtype=torch.float64))
+    assert relative_difference(found, expected) < 1e-6
+
+
+def test_the_oracle_sees_a_first_order_shortcut():
+    """Dropping create_graph must not pass for a meta-gradient: it has none to give."""
+    student, teachers, batch, _ = encoder_case(torch.float64)
+    z_T = metadistil.teach(teachers, batch[0])
+    assert all(theta.requires_grad for theta in pilot_update(student, batch, z_T, 0.1).values())
+    cut = pilot_update(student, batch, z_T, 0.1, create_graph=False)
+    assert not any(theta.requires_grad for theta in cut.values())
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(sum(theta.sum() for theta in cut.values()), list(teachers[0].parameters()))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name, other", [("alpha", 0.3), ("temperature", 1.0), ("pilot_lr", 0.1)])
+def test_no_setting_is_ignored(mode, name, other):
+    networks = encoder_case(torch.float64)
+    one, two = (meta_gradient(*networks, mode=mode, **s).grads for s in (SETTINGS, SETTINGS | {name: other}))
+    assert relative_difference(two, one) > 1e-3
+    without = meta_gradient(*networks, mode=mode, **SETTINGS | {"alpha": 0.0}).grads
+    assert flat(without).abs().max() == 0  # a student that does not listen gives its teacher nothing to learn
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", [encoder_case, image_case])
+def test_meta_gradient_touches_neither_student_nor_teacher(case, mode):
+    student, teachers, batch, quiz = case(torch.float32)
+    student.train()
+    before = [copy.deepcopy(network.state_dict()) for network in (student, *teachers)]
+    meta_gradient(student, teachers, batch, quiz, mode=mode, trace={}, **SETTINGS)
+    for network, state in zip((student, *teachers), before):
+        for name, tensor in network.state_dict().items():
+            assert torch.equal(tensor, state[name]), name
+        assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(module.training for module in student.modules())
+
+
+def test_batchnorm_sees_the_batch_in_the_pilot():
+    student, teachers, batch, _ = image_case(torch.float64)
+    z_T = metadistil.teach(teachers, batch[0])
+    before = pilot_update(student, batch, z_T, 0.1)
+    for buffer in (student.layers[1].running_mean, student.layers[1].running_var):
+        buffer.fill_(17.0)
+    after = pilot_update(student, batch, z_T, 0.1)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_dropout_is_off_in_pilot_and_quiz(mode):
+    networks = encoder_case(torch.float64)
+    networks[0].train()
+    one, two = (meta_gradient(*networks, mode=mode, **SETTINGS).grads for _ in range(2))
+    assert torch.equal(flat(one), flat(two))
+
+
+def test_frozen_teacher_parameters_get_zeros():
+    student, teachers, batch, quiz = encoder_case(torch.float64)
+    expected = meta_gradient(student, teachers, batch, quiz, **SETTINGS).grads
+    teachers[0].words.weight.requires_grad_(False)
+    found = meta_gradient(student, teachers, batch, quiz, **SETTINGS).grads
+    assert found[0].abs().max() == 0 < expected[0].abs().max()
+    assert relative_difference(found[1:], expected[1:]) < 1e-12
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_trace_holds_every_factor_of_the_chain_rule(mode):
+    student, teachers, batch, quiz = encoder_case(torch.float64)
+    result = meta_gradient(student, teachers, batch, quiz, mode=mode, trace=(trace := {}), **SETTINGS)
+    theta_S = dict(student.named_parameters())
+    for name, theta in theta_S.items():
+        expected = theta - SETTINGS["pilot_lr"] * trace["pilot_gradient"][name]
+        torch.testing.assert_close(trace["theta_S_prime"][name], expected.detach())
+    with torch.no_grad():
+        torch.testing.assert_close(trace["quiz_loss_before"], F.cross_entropy(student.eval()(**quiz[0]), quiz[1]))
+        loss = kd_loss(trace["student_logits"], trace["teacher_logits"], batch[1], SETTINGS["alpha"], SETTINGS["temperature"])
+    torch.testing.assert_close(trace["inner_loss"], loss)
+    torch.testing.assert_close(trace["quiz_loss_after"], result.quiz_loss)
+    assert relative_difference(trace["meta_gradient"].values(), result.grads) == 0
+    for name in ("pilot_gradient", "v", "meta_gradient"):
+        assert trace[name + "_norms"] == {layer: pytest.approx(t.norm().item()) for layer, t in trace[name].items()}
+    tensors = [t for value in trace.values() if not isinstance(value, float) for t in (value.values() if isinstance(value, dict) else [value])]
+    assert not any(isinstance(t, torch.Tensor) and t.requires_grad for t in tensors)  # no graph outlives the step
+
+
+def test_unknown_mode():
+    with pytest.raises(ValueError, match="second_order"):
+        meta_gradient(*encoder_case(torch.float32), mode="third_order", **SETTINGS)
+
+
+# ---------------------------------------------------------------- the updates
+
+
+def test_meta_update_steps_down_the_quiz():
+    student, teachers, batch, quiz = encoder_case(torch.float64)
+    optimizer = torch.optim.SGD(metadistil.parameters_of(teachers), lr=1.0)
+    before = [p.detach().clone() for p in metadistil.parameters_of(teachers)]
+    result = metadistil.meta_update(student, teachers, batch, quiz, optimizer, **SETTINGS)
+    moved = [p.detach() - old for p, old in zip(metadistil.parameters_of(teachers), before)]
+    assert relative_difference(moved, [-g for g in result.grads]) < 1e-9
+    assert meta_gradient(student, teachers, batch, quiz, **SETTINGS).quiz_loss < result.quiz_loss
+
+
+def test_real_update_is_a_step_of_distillation_or_of_fine_tuning():
+    student, teachers, batch, _ = encoder_case(torch.float64)
+    for module in student.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    for listened_to in (teachers, []):
+        theta_S = dict(student.named_parameters())
+        z_S = student(**batch[0])
+        with torch.no_grad():
+            z_T = torch.stack([teacher.eval()(**batch[0]) for teacher in teachers]).mean(0)
+        loss = kd_loss(z_S, z_T, batch[1], 0.6, 2.5) if listened_to else F.cross_entropy(z_S, batch[1])
+        gradients = torch.autograd.grad(loss, list(theta_S.values()), materialize_grads=True)
+        expected = {name: (p - 0.1 * g).detach() for (name, p), g in zip(theta_S.items(), gradients)}
+        optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+        found = metadistil.real_update(student, listened_to, batch, optimizer, 0.6, 2.5)
+        torch.testing.assert_close(found, loss.detach())
+        for name, parameter in student.named_parameters():
+            torch.testing.assert_close(parameter.detach(), expected[name])
+
+
+def test_a_step_with_a_teacher_that_does_not_move_is_kd():
+    student, teachers, batch, quiz = encoder_case(torch.float64)
+    other = copy.deepcopy(student)
+    for pupil, rate in ((student, 0.0), (other, None)):
+        torch.manual_seed(3)  # the same dropout
+        optimizer = torch.optim.AdamW(pupil.parameters(), lr=0.01)
+        soft = {"alpha": 0.6, "temperature": 2.5}
+        if rate is None:
+            metadistil.real_update(pupil, teachers, batch, optimizer, **soft)
+        else:
+            still = torch.optim.SGD(metadistil.parameters_of(teachers), lr=rate)
+            metadistil.metadistil_step(pupil, teachers, batch, quiz, optimizer, still, pilot_lr=0.3, **soft)
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), other.parameters()))
+
+
+def test_real_update_uses_the_improved_teacher():
+    student, teachers, batch, quiz = encoder_case(torch.float64)
+    optimizers = torch.optim.SGD(student.parameters(), 0.1), torch.optim.SGD(metadistil.parameters_of(teachers), 100.0)
+    seen = []
+    hook = teachers[0].classifier.register_forward_hook(lambda *_: seen.append(teachers[0].classifier.bias.detach().clone()))
+    metadistil.metadistil_step(student, teachers, batch, quiz, *optimizers, **SETTINGS)
+    hook.remove()
+    assert len(seen) == 2 and not torch.equal(seen[0], seen[1])

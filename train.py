@@ -1,0 +1,592 @@
+"""The main job: train a teacher, then a student by each method, and print one table.
+
+    python train.py --task sst2
+
+Every student starts from the same weights, learns from the same labels and takes the same
+number of steps. A run is a list of stages (the teacher, then each method; for each seed), and a
+stage is a function of the configuration and the seed alone: it can be killed, resumed, repeated.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+import data
+import metadistil
+import models
+from data import InputError
+
+METHODS = ("finetune", "kd", "metadistil")
+
+# What a value may be: a test of it, and the words that follow "expected".
+COUNT = (lambda value: value >= 1, "a whole number, at least 1")
+NOT_NEGATIVE = (lambda value: 0 <= value < math.inf, "a finite number, at least 0")
+POSITIVE = (lambda value: 0 < value < math.inf, "a finite number above 0")
+SHARE = (lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
+def one_of(*choices):
+    """A value may be one of the choices."""
+    return choices.__contains__, "one of " + ", ".join(choices)
+
+
+def option(group: str, help: str, valid=None, default=None, **by_data):
+    """A field of Config: its group in --help, its meaning, what its value may be, its default or its default for each kind of data."""
+    return dataclasses.field(default=default, metadata=locals())
+
+
+@dataclasses.dataclass
+class Config:
+    """Everything a run depends on. Each field is a flag; None means that the data decide."""
+
+    task: str = option("data", "the task", one_of(*data.GLUE), "sst2")
+    data: str = option("data", "directory of the task's files, or 'builtin'", None, data.DEFAULT_DATA)
+    quiz_size: int = option("data", "training examples set aside for the quiz [one in ten; builtin: 300]", COUNT)
+    train_size: int = option("data", "train on a random subset of that many examples [all]", COUNT)
+    label_noise: float = option("data", "share of the training labels that is wrong [0; builtin: 0.4]", SHARE)
+    vocab_size: int = option("data", "most entries of the WordPiece vocabulary", COUNT, 8000)
+    teacher: str = option("models", "the teacher's preset", one_of(*models.PRESETS), builtin="tiny", files="mini")
+    student: str = option("models", "the students' preset", one_of(*models.PRESETS), builtin="micro", files="tiny")
+    methods: str = option("training", "the students to train, comma-separated", None, ",".join(METHODS))
+    teacher_epochs: int = option("training", "epochs of the teacher's own training", COUNT, builtin=40, files=3)
+    warmup_epochs: int = option("training", "epochs a student first learns from labels alone", NOT_NEGATIVE, builtin=10, files=1)
+    epochs: int = option("training", "epochs of each student after that", COUNT, builtin=60, files=3)
+    batch_size: int = option("training", "training examples a step", COUNT, builtin=128, files=64)
+    finetune_lr: float = option("training", "AdamW rate of the teacher's own training", POSITIVE, builtin=5e-4, files=3e-4)
+    student_lr: float = option("training", "AdamW rate of the students", POSITIVE, builtin=1e-3, files=5e-4)
+    weight_decay: float = option("training", "AdamW weight decay, of teacher and students", NOT_NEGATIVE, 0.01)
+    alpha: float = option("distillation", "α, the weight of the soft term", SHARE, builtin=0.9, files=0.5)
+    temperature: float = option("distillation", "T, by which the logits are divided", POSITIVE, 2.0)
+    pilot_lr: float = option("distillation", "λ, the step of the pilot update", POSITIVE, builtin=0.1, files=0.02)
+    teacher_lr: float = option("distillation", "μ, the AdamW rate of the meta update", POSITIVE, builtin=1e-3, files=1e-5)
+    quiz_batch_size: int = option("distillation", "quiz examples a step, drawn evenly over the classes", COUNT, builtin=200, files=64)
+    meta_grad: str = option("distillation", "the way to the meta-gradient", one_of(*metadistil.META_GRADIENT_MODES), "second_order")
+    seeds: int = option("run", "do everything with seeds 0 to N-1", COUNT, 1)
+    device: str = option("run", "auto: cuda where there is one", one_of("auto", "cpu", "cuda"), "auto")
+    out: str = option("run", "the run's directory [a new one under runs/]", None, "")
+    log_every: int = option("run", "steps between two lines of metrics.jsonl", COUNT, 50)
+    checkpoint_seconds: float = option("run", "seconds between two checkpoints", NOT_NEGATIVE, 20.0)
+
+
+# ---------------------------------------------------------------- the configuration
+
+
+def check(config: Config):
+    """Raise InputError on the first field whose value cannot be."""
+    for field in dataclasses.fields(config):
+        value, valid = getattr(config, field.name), field.metadata["valid"]
+        if valid and value is not None and not valid[0](value):
+            raise InputError(f"--{field.name.replace('_', '-')} {value}: expected {valid[1]}")
+    methods = config.methods.split(",")
+    if set(methods) - set(METHODS) or len(set(methods)) < len(methods):
+        raise InputError(f"--methods {config.methods}: expected some of {','.join(METHODS)}, each once")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: expected cpu or auto, for there is no such device here")
+
+
+def resolve(config: Config) -> Config:
+    """The configuration with nothing left open, once it is known which data there are."""
+    task = load(config, 0)
+    kind = "builtin" if task.data == data.BUILTIN else "files"
+    found = {"data": task.data, "quiz_size": len(task.quiz), "label_noise": task.label_noise}
+    for field in dataclasses.fields(config):
+        if field.metadata["by_data"] and getattr(config, field.name) is None:
+            found[field.name] = field.metadata["by_data"][kind]
+    if config.device == "auto":
+        found["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+    if not config.out:
+        paths = (Path("runs", f"{task.name}-{kind}" + (f"-{n}" if n > 1 else "")) for n in itertools.count(1))
+        found["out"] = str(next(path for path in paths if not path.exists()))
+    return dataclasses.replace(config, **found)
+
+
+def load(config: Config, seed: int) -> data.Task:
+    """The task of the configuration, split by the seed."""
+    sizes = {"quiz_size": config.quiz_size, "train_size": config.train_size, "label_noise": config.label_noise}
+    return data.load_task(config.task, config.data, seed=seed, **sizes)
+
+
+# ---------------------------------------------------------------- the run's directory
+
+
+def write_whole(path: Path, content: str | dict):
+    """Write text, or a dict by torch.save: under `path` stands the old file or the whole new one, never a part."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        torch.save(content, file) if isinstance(content, dict) else file.write(content.encode())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+class Run:
+    """A run's directory: config.json, metrics.jsonl, checkpoint.pt, table.md, seed*/MODEL.pt.
+
+    The checkpoint holds the results so far, the state of the stage under way, and the length of
+    metrics.jsonl then: what a killed run logged later is cut off, for it will be logged again.
+    """
+
+    def __init__(self, out: Path, config: Config):
+        self.out, self.config = out, config
+        self.state = {"results": {}, "under_way": None, "log_bytes": 0}
+        if (out / "checkpoint.pt").exists():
+            self.state = torch.load(out / "checkpoint.pt", weights_only=True, map_location="cpu")
+        self.log_file = (out / "metrics.jsonl").open("ab")
+        self.log_file.truncate(self.state["log_bytes"])
+
+    @classmethod
+    def create(cls, config: Config) -> "Run":
+        """A new run in the directory config.out. Raises InputError if a run is there already."""
+        out = Path(config.out)
+        if (out / "config.json").exists():
+            raise InputError(f"--out {out}: holds a run already; expected a new directory, or --resume {out}")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_whole(out / "config.json", json.dumps(dataclasses.asdict(config), indent=2))
+        except OSError as error:
+            raise InputError(f"--out {out}: expected a directory to write to ({error.strerror})") from None
+        return cls(out, config)
+
+    def log(self, **entry):
+        """Append one object to metrics.jsonl."""
+        self.log_file.write((json.dumps(entry) + "\n").encode())
+
+    def save(self, under_way: dict | None):
+        """Write the checkpoint: what was done up to here will not be lost."""
+        self.log_file.flush()
+        self.state |= {"under_way": under_way, "log_bytes": self.log_file.tell()}
+        write_whole(self.out / "checkpoint.pt", self.state)
+
+
+def read_config(out: str, given: dict) -> Config:
+    """The configuration of the run in a directory. Raises InputError if a flag given now says otherwise."""
+    try:
+        config = Config(**json.loads(Path(out, "config.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        raise InputError(f"{out or '--out'}: expected the directory of a run; there is no valid config.json") from None
+    for name, value in given.items():
+        if name != "out" and value != getattr(config, name):
+            raise InputError(f"{out}: expected {name} {getattr(config, name)}, as the run there has it, not {value}")
+    return dataclasses.replace(config, out=out)
+
+
+# ---------------------------------------------------------------- what the stages of a seed share
+
+
+def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Share of the predictions (N,) that equal the labels (N,)."""
+    return float((predictions == labels).mean())
+
+
+METRICS = {"accuracy": accuracy}
+
+
+@torch.no_grad()
+def predict(model: torch.nn.Module, examples: data.Encoded, device: str = "cpu") -> torch.Tensor:
+    """The model's logits (N, K) in eval mode, in the examples' order, computed in batches of like length."""
+    rows = np.argsort(examples.lengths, kind="stable")
+    chunks = [rows[i : i + 256] for i in range(0, len(rows), 256)]
+    model.eval()
+    logits = [metadistil.forward(model, examples.batch(chunk, device)[0]).cpu() for chunk in chunks]
+    return torch.cat(logits)[np.argsort(rows)]
+
+
+def new_model(config: Config, role: str, tokenizer: Tokenizer, num_labels: int) -> torch.nn.Module:
+    """The teacher or the student with fresh weights."""
+    return models.Encoder.from_preset(getattr(config, role), tokenizer.get_vocab_size(), num_labels)
+
+
+class Seed:
+    """One seed's splits in token ids, and how its models begin."""
+
+    def __init__(self, run: Run, seed: int):
+        self.run, self.config, self.seed = run, run.config, seed
+        self.folder = run.out / f"seed{seed}"
+        self.folder.mkdir(exist_ok=True)
+        self.task = task = load(self.config, seed)
+        path = self.folder / "tokenizer.json"
+        if not path.exists():
+            texts = [text for key in (task.train + task.quiz).keys() for text in key]
+            write_whole(path, data.train_tokenizer(texts, self.config.vocab_size).to_str())
+        self.tokenizer = Tokenizer.from_file(str(path))
+        # Whoever has no use for a quiz trains on it, so that every method learns from the same labels.
+        splits = {"train": task.train, "quiz": task.quiz, "train+quiz": task.train + task.quiz, "dev": task.dev}
+        splits |= {"test": task.test} if task.test and task.test.labels is not None else {}
+        self.splits = {name: data.encode(self.tokenizer, split) for name, split in splits.items()}
+        self.steps_per_epoch = -(-len(self.splits["train+quiz"]) // self.config.batch_size)
+
+    def learner(self, role: str, rate: float, weights: str = "") -> tuple:
+        """(model, optimiser): the same initial weights at every call, or those of a finished stage."""
+        torch.manual_seed(2 * self.seed + (role == "teacher"))
+        model = new_model(self.config, role, self.tokenizer, self.task.num_labels).to(self.config.device)
+        if weights:
+            model.load_state_dict(torch.load(self.folder / f"{weights}.pt", weights_only=True))
+        decay = self.config.weight_decay
+        return model, torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=True)
+
+    def scores(self, learners: dict, *splits: str) -> dict:
+        """{role: {split: {metric: value}}}, for those of the splits that have labels."""
+        return {
+            role: {split: self.score(model, self.splits[split]) for split in splits if split in self.splits}
+            for role, (model, _) in learners.items()
+        }
+
+    def score(self, model: torch.nn.Module, examples: data.Encoded) -> dict:
+        """{metric: value} of the model on the examples."""
+        predictions = predict(model, examples, self.config.device).argmax(dim=-1).numpy()
+        return {metric: METRICS[metric](predictions, examples.labels) for metric in self.task.metrics}
+
+
+# ---------------------------------------------------------------- training
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, total: int):
+    """Linear warm-up to `rate` over the first tenth of the steps, then linear decay to zero."""
+    warmup = max(1, total // 10)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * min((step + 1) / warmup, (total - step) / max(1, total - warmup))
+
+
+def stage(context: Seed, name: str) -> tuple:
+    """(learners, total, step): who learns in the stage, in how many steps, and step(k, trace) -> losses.
+
+    The teacher learns from labels, and so does each student while it warms up. Beyond that the
+    methods differ in nothing but what `step` says of them.
+    """
+    config, quiz = context.config, context.splits["quiz"]
+    role, rate = ("teacher", config.finetune_lr) if name == "teacher" else ("student", config.student_lr)
+    learners = {role: context.learner(role, rate)}
+    learner, optimizer = learners[role]
+    if name in ("kd", "metadistil"):
+        teacher, teacher_optimizer = context.learner("teacher", config.teacher_lr, weights="teacher")
+        learners |= {"teacher": (teacher, teacher_optimizer)} if name == "metadistil" else {}
+    examples = context.splits["train" if name == "metadistil" else "train+quiz"]
+    batches = data.Batches(examples.lengths, config.batch_size, context.seed)
+    epochs = config.teacher_epochs if name == "teacher" else config.warmup_epochs + config.epochs
+    warmup, total = config.warmup_epochs * context.steps_per_epoch, epochs * context.steps_per_epoch
+    soft = {"alpha": config.alpha, "temperature": config.temperature}
+
+    def step(k: int, trace: dict | None) -> dict:
+        set_rate(optimizer, rate, k, total)
+        batch = examples.batch(batches[k], config.device)
+        if name in ("teacher", "finetune") or k < warmup:
+            return {"loss": metadistil.real_update(learner, [], batch, optimizer)}
+        if name == "kd":
+            return {"loss": metadistil.real_update(learner, [teacher], batch, optimizer, **soft)}
+        set_rate(teacher_optimizer, config.teacher_lr, k - warmup, total - warmup)
+        rows = data.sample_quiz(quiz.labels, config.quiz_batch_size, context.seed, k)
+        settings = soft | {"pilot_lr": config.pilot_lr, "mode": config.meta_grad, "trace": trace}
+        networks, optimizers = (learner, [teacher]), (optimizer, teacher_optimizer)
+        loss, _ = metadistil.metadistil_step(
+            *networks, batch, quiz.batch(rows, config.device), *optimizers, **settings
+        )
+        return {"loss": loss}
+
+    return learners, total, step
+
+
+def take(context: Seed, name: str):
+    """Take the stage's steps, from the checkpoint if it was under way; log, score dev after each epoch, save."""
+    run, config = context.run, context.config
+    learners, total, step = stage(context, name)
+    torch.manual_seed(1000 + context.seed)  # of dropout
+    where = {"seed": context.seed, "stage": name}
+    state = run.state["under_way"] or {"step": 0, "seconds": 0.0, "peak_mb": 0.0}
+    if "parts" in state:
+        restore(state, learners)
+    progress, saved = Progress(f"seed {context.seed} {name}", state["step"], total), time.monotonic()
+    reset_peak_memory()
+    for k in range(state["step"], total):
+        started = time.perf_counter()
+        trace = {} if k % config.log_every == 0 or k + 1 == total else None
+        losses = step(k, trace)
+        if trace is not None:
+            losses |= {loss: trace[loss] for loss in ("quiz_loss_before", "quiz_loss_after") if loss in trace}
+            losses = {loss: float(value) for loss, value in losses.items()}
+            if not all(map(math.isfinite, losses.values())):
+                raise InputError(f"{progress.name}, step {k}: expected finite losses, found {losses}; lower the rates")
+            run.log(**where, step=k + 1, **losses)
+            progress.noted |= losses
+        state["seconds"] += time.perf_counter() - started
+        if (k + 1) % context.steps_per_epoch == 0:
+            scores = context.scores(learners, "dev")
+            run.log(**where, step=k + 1, epoch=(k + 1) // context.steps_per_epoch, scores=scores)
+            progress.noted |= {role: next(iter(of["dev"].values())) for role, of in scores.items()}
+        progress.show(k + 1)
+        state |= {"step": k + 1, "peak_mb": max(state["peak_mb"], peak_memory_mb())}
+        if time.monotonic() - saved >= config.checkpoint_seconds and k + 1 < total:
+            run.save(snapshot(state, learners))
+            saved = time.monotonic()
+    finish(context, name, state, learners)
+
+
+def snapshot(state: dict, learners: dict) -> dict:
+    """The stage's state, with all that its next step depends on."""
+    parts = {role: [part.state_dict() for part in pair] for role, pair in learners.items()}
+    return state | {"parts": parts, "rng": [generator.get_rng_state() for generator in random_generators()]}
+
+
+def restore(state: dict, learners: dict):
+    """Put back what `snapshot` took."""
+    for role, pair in learners.items():
+        for part, saved in zip(pair, state["parts"][role]):
+            part.load_state_dict(saved)
+    for generator, saved in zip(random_generators(), state["rng"]):
+        generator.set_rng_state(saved)
+
+
+def random_generators() -> list:
+    """Whatever torch draws dropout from here."""
+    return [torch.random] + ([torch.cuda] if torch.cuda.is_available() else [])
+
+
+def finish(context: Seed, name: str, state: dict, learners: dict):
+    """Save the stage's models, score them on dev and, this once, on test, and note the result."""
+    run, scores = context.run, context.scores(learners, "dev", "test")
+    for role, (model, _) in learners.items():
+        suffix = "-teacher" if (name, role) == ("metadistil", "teacher") else ""
+        write_whole(context.folder / f"{name}{suffix}.pt", model.state_dict())
+    run.log(seed=context.seed, stage=name, final_scores=scores)
+    parameters = {role: sum(p.numel() for p in model.parameters()) for role, (model, _) in learners.items()}
+    result = {"scores": scores, "parameters": parameters, "seconds": state["seconds"], "peak_mb": state["peak_mb"]}
+    run.state["results"][f"{context.seed} {name}"] = result
+    run.save(None)
+
+
+class Progress:
+    """One updating line on a terminal, a plain line every ten seconds elsewhere."""
+
+    def __init__(self, name: str, first: int, total: int):
+        self.name, self.first, self.total = name, first, total
+        self.live, self.began, self.shown, self.noted = sys.stderr.isatty(), time.monotonic(), -math.inf, {}
+
+    def show(self, step: int):
+        """Print what is noted (losses, dev scores in percent), unless a line was printed just now."""
+        now, done = time.monotonic(), step == self.total
+        if not done and now - self.shown < (0.2 if self.live else 10):
+            return
+        self.shown, noted = now, self.noted
+        left = (now - self.began) / (step - self.first) * (self.total - step)
+        parts = [f"{self.name:<18} step {step}/{self.total}"]
+        parts += [f"loss {noted['loss']:.3f}"] if "loss" in noted else []
+        if "quiz_loss_before" in noted:
+            parts.append(f"quiz {noted['quiz_loss_before']:.4f} → {noted['quiz_loss_after']:.4f}")
+        parts += [f"{role} {100 * noted[role]:.1f}%" for role in ("teacher", "student") if role in noted]
+        parts.append(f"{left // 60:.0f}:{left % 60:02.0f} left")
+        start, end = ("\r\033[K", "\n" if done else "") if self.live else ("", "\n")
+        print(start + "  ".join(parts), end=end, file=sys.stderr, flush=True)
+
+
+def reset_peak_memory():
+    """Begin a new measurement of peak memory, where that can be had (see `peak_memory_mb`)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_mb() -> float:
+    """Most memory held since the reset, in 10⁶ bytes: the GPU's, or the process's on Linux; elsewhere NaN."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    status = Path("/proc/self/status")
+    return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e6 if status.exists() else math.nan
+
+
+# ---------------------------------------------------------------- results
+
+
+def t_quantile(degrees: int) -> float:
+    """The 97.5% quantile of Student's t distribution, by summing up its density from 0; within 1e-4."""
+    x = np.linspace(0, 13, 130_001)
+    scale = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2) - math.log(degrees * math.pi) / 2
+    density = np.exp(scale - (degrees + 1) / 2 * np.log1p(x**2 / degrees))
+    return float(np.interp(0.475, np.cumsum((density[1:] + density[:-1]) / 2) * x[1], x[1:]))
+
+
+def spread(values: np.ndarray) -> str:
+    """Percent: "71.2", or "71.2 ± 0.4", mean ± standard deviation of several seeds."""
+    return f"{100 * values.mean():.1f}" + (f" ± {100 * values.std(ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> str:
+    """Points, seed by seed: "+4.1 [+2.0, +6.2]", the mean and its 95% interval by Student's t."""
+    difference = 100 * (ours - theirs)
+    mean, n = difference.mean(), len(difference)
+    half = t_quantile(n - 1) * difference.std(ddof=1) / math.sqrt(n) if n > 1 else 0
+    return f"{mean:+.1f}" + (f" [{mean - half:+.1f}, {mean + half:+.1f}]" if n > 1 else "")
+
+
+def table(config: Config, results: dict) -> str:
+    """The run's table in Markdown: a row for each model, a column for each score and cost."""
+    methods = config.methods.split(",")
+    of = {stage: [results[f"{seed} {stage}"] for seed in range(config.seeds)] for stage in ["teacher", *methods]}
+    columns = [(split, metric) for split, found in of["teacher"][0]["scores"]["teacher"].items() for metric in found]
+
+    def scores(stage: str, role: str, column: tuple) -> np.ndarray:
+        return np.array([result["scores"][role][column[0]][column[1]] for result in of[stage]])
+
+    rows = [("teacher before", "teacher", "teacher", None)]
+    if "metadistil" in methods:
+        rows.append(("teacher after metadistil", "metadistil", "teacher", "teacher"))
+    rows += [(f"student {m}", m, "student", "kd" if "kd" in methods and m != "kd" else None) for m in methods]
+    heads = ["model", *map(" ".join, columns), f"difference ({columns[-1][0]})"]
+    lines = [heads + ["parameters", "times smaller", "seconds", "peak MB"]]
+    lines.append(["---"] * len(lines[0]))
+    for title, stage, role, rival in rows:
+        cells = [title] + [spread(scores(stage, role, column)) for column in columns]
+        ours = scores(stage, role, columns[-1])
+        cells.append(paired_difference(ours, scores(rival, role, columns[-1])) if rival else "")
+        count, most = of[stage][0]["parameters"][role], of["teacher"][0]["parameters"]["teacher"]
+        cells += [f"{count:,}", f"{most / count:.1f}"]
+        for cost in ("seconds", "peak_mb"):  # the meta-taught teacher's are its student's
+            cells.append("" if rival == "teacher" else f"{np.mean([result[cost] for result in of[stage]]):.0f}")
+        lines.append(cells)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def caption(config: Config, task: data.Task) -> str:
+    """What the table's numbers are: which data, which epoch, and what is compared to what."""
+    seeds = "one seed" if config.seeds == 1 else f"{config.seeds} seeds, mean ± standard deviation"
+    test = f"test {len(task.test):,}" if task.test and task.test.labels is not None else "no labelled test"
+    return (
+        f"{task.name} ({task.data}): {len(task.train):,} training examples, {task.label_noise:.0%} of their labels wrong; "
+        f"quiz {len(task.quiz):,}, dev {len(task.dev):,}, {test}.\nScores in percent, {seeds}, after the last epoch: "
+        f"{config.teacher_epochs} of the teacher, {config.warmup_epochs} + {config.epochs} of each student.\n"
+        "Difference: students to kd, teacher to what it was; paired by seed, with a 95% interval if there are several."
+    )
+
+
+def plot_curves(out: Path):
+    """curves.png: dev score of each student, and of the teacher while it is taught; only where matplotlib is."""
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        return
+    curves: dict[str, dict[int, list]] = {}
+    for entry in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()):
+        for role, scores in entry.get("scores", {}).items() if entry["stage"] != "teacher" else ():
+            curve = curves.setdefault(f"{role}, {entry['stage']}", {})
+            curve.setdefault(entry["epoch"], []).append(100 * next(iter(scores["dev"].values())))
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for label, curve in curves.items():
+        means = [np.mean(scores) for scores in curve.values()]
+        axes.plot(list(curve), means, "--" if label.startswith("teacher") else "-", label=label)
+        axes.fill_between(list(curve), *([f(s) for s in curve.values()] for f in (min, max)), alpha=0.15)
+    axes.set(xlabel="epoch", ylabel="dev score (%): mean, and range over seeds")
+    axes.legend(frameon=False)
+    figure.savefig(out / "curves.png", dpi=150, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def run(config: Config) -> dict:
+    """A whole run, as the command line does it. Returns {"config", "out", "results", "table"}. Raises InputError."""
+    check(config)
+    return carry_on(Run.create(resolve(config)))
+
+
+def resume(out: str, given: dict | None = None) -> dict:
+    """Go on with the run in a directory; `given` are flags, which must agree with it. Raises InputError."""
+    config = read_config(out, given or {})
+    return carry_on(Run(Path(out), config))
+
+
+def carry_on(run: Run) -> dict:
+    """Take the stages that are not finished yet, then write and print the table."""
+    config, task = run.config, load(run.config, 0)
+    print(data.BUILTIN_BANNER.format(share=task.label_noise) if task.data == data.BUILTIN else f"data: {task.data}")
+    for note in task.notes:
+        print(f"note: {note}")
+    print(f"{config.device}, {torch.get_num_threads()} threads; everything is written to {run.out}/")
+    try:
+        for seed in range(config.seeds):
+            names = [n for n in ["teacher", *config.methods.split(",")] if f"{seed} {n}" not in run.state["results"]]
+            context = Seed(run, seed) if names else None
+            for name in names:
+                take(context, name)
+    except KeyboardInterrupt:
+        print(f"\nstopped; to go on: python train.py --resume {run.out}", file=sys.stderr)
+        sys.exit(130)
+    text = f"{table(config, run.state['results'])}\n\n{caption(config, task)}\n"
+    write_whole(run.out / "table.md", text)
+    plot_curves(run.out)
+    print(f"\n{text}")
+    return {"config": config, "out": run.out, "results": run.state["results"], "table": text}
+
+
+def predict_sentences(out: str, sentences):
+    """Print for each sentence what every trained model of the run's seed 0 says, and how sure it is."""
+    config = read_config(out, {})
+    folder, labels = Path(out, "seed0"), list(data.GLUE[config.task].labels.values())
+    paths = [folder / f"{name}.pt" for name in ("teacher", "metadistil-teacher", *METHODS)]
+    trained = {path.stem: torch.load(path, weights_only=True, map_location="cpu") for path in paths if path.exists()}
+    if not trained:
+        raise InputError(f"{folder}: expected a trained model, found none yet; go on with --resume {out}")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for name, weights in trained.items():
+        trained[name] = new_model(config, "teacher" if "teacher" in name else "student", tokenizer, len(labels))
+        trained[name].load_state_dict(weights)
+    for sentence in map(str.strip, sentences):
+        print(sentence)
+        example = data.encode(tokenizer, data.Split([sentence], None))
+        for name, model in trained.items():
+            p = metadistil.log_softmax(predict(model, example)).exp()[0]  # (K,)
+            print(f"  {name:<20} {labels[p.argmax()]:<10} {p.max():6.1%}")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors take one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def parser() -> Parser:
+    """The command line: a flag for each field of Config, then --resume and --predict."""
+    flags = Parser("train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                   argument_default=argparse.SUPPRESS, allow_abbrev=False)  # fmt: skip
+    groups = {}
+    for field in dataclasses.fields(Config):
+        text, valid, by_data = field.metadata["help"], field.metadata["valid"], field.metadata["by_data"]
+        if valid and valid[1].startswith("one of"):
+            text += ", " + valid[1]
+        default = ", ".join(f"{kind}: {value}" for kind, value in by_data.items()) or field.default
+        text += f" [{default}]" if default not in (None, "") else ""
+        name = field.metadata["group"]
+        group = groups[name] = groups.get(name) or flags.add_argument_group(name)
+        group.add_argument("--" + field.name.replace("_", "-"), type=field.type, help=text, metavar="")
+    flags.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped; it ends with the same numbers")
+    text = "what each model of the run in --out says of a sentence; without one, of every line of the input"
+    flags.add_argument("--predict", metavar="SENTENCE", nargs="?", const=None, help=text)
+    return flags
+
+
+def main(arguments: list[str] | None = None):
+    """Run the command line. What a user can mend ends in one line and exit status 2."""
+    given = vars(parser().parse_args(arguments))
+    try:
+        if "predict" in given:
+            return predict_sentences(given.get("out", ""), [given["predict"]] if given["predict"] else sys.stdin)
+        if given.get("data", data.BUILTIN) != data.BUILTIN:
+            given["data"] = os.path.abspath(given["data"])  # a directory that was asked for: nothing takes its place
+        resume(given.pop("resume"), given) if "resume" in given else run(Config(**given))
+    except InputError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
