@@ -85,9 +85,11 @@ class GlueTask:
 
 
 GLUE_ADDRESS = "https://dl.fbaipublicfiles.com/glue/data/"
-SST2_LABELS = {"0": "negative", "1": "positive"}
+SENTIMENT = {"0": "negative", "1": "positive"}
 GLUE = {
-    "sst2": GlueTask("SST-2", "SST-2.zip", "9f81648d4199384278b86e315dac217c", ("sentence",), "label", SST2_LABELS, ("accuracy",)),
+    "sst2": GlueTask(
+        "SST-2", "SST-2.zip", "9f81648d4199384278b86e315dac217c", ("sentence",), "label", SENTIMENT, ("accuracy",)
+    ),
 }
 
 
@@ -137,8 +139,9 @@ def carve(train: Split, quiz_size: int, train_size: int | None, seed: int) -> tu
     count = Counter(train.keys())
     order = np.random.default_rng([seed, 1]).permutation(len(train))
     once = np.array([count[key] == 1 for key in train.keys()])[order]
-    if not 0 < quiz_size <= min(once.sum(), len(train) - 1):
-        raise InputError(f"--quiz-size {quiz_size}: expected 1 to {min(once.sum(), len(train) - 1)} of the training texts")
+    most = min(once.sum(), len(train) - 1)
+    if not 0 < quiz_size <= most:
+        raise InputError(f"--quiz-size {quiz_size}: expected 1 to {most}, part of the training file")
     quiz_rows = order[once][:quiz_size]
     rest = order[~np.isin(order, quiz_rows)]
     if not 0 < (train_size or len(rest)) <= len(rest):

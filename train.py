@@ -25,6 +25,7 @@ import data
 import metadistil
 import models
 from data import InputError
+from metadistil import META_GRADIENT_MODES
 
 METHODS = ("finetune", "kd", "metadistil")
 
@@ -41,7 +42,7 @@ def one_of(*choices):
 
 
 def option(group: str, help: str, valid=None, default=None, **by_data):
-    """A field of Config: its group in --help, its meaning, what its value may be, its default or its default for each kind of data."""
+    """A field of Config: its group in --help, its meaning, what it may be, its default (for each kind of data)."""
     return dataclasses.field(default=default, metadata=locals())
 
 
@@ -58,19 +59,19 @@ class Config:
     teacher: str = option("models", "the teacher's preset", one_of(*models.PRESETS), builtin="tiny", files="mini")
     student: str = option("models", "the students' preset", one_of(*models.PRESETS), builtin="micro", files="tiny")
     methods: str = option("training", "the students to train, comma-separated", None, ",".join(METHODS))
-    teacher_epochs: int = option("training", "epochs of the teacher's own training", COUNT, builtin=40, files=3)
-    warmup_epochs: int = option("training", "epochs a student first learns from labels alone", NOT_NEGATIVE, builtin=10, files=1)
-    epochs: int = option("training", "epochs of each student after that", COUNT, builtin=60, files=3)
+    teacher_epochs: int = option("training", "epochs of the teacher's own training", COUNT, builtin=40, files=2)
+    warmup_epochs: int = option("training", "epochs on labels alone, first", NOT_NEGATIVE, builtin=5, files=1)
+    epochs: int = option("training", "epochs of each student after that", COUNT, builtin=50, files=2)
     batch_size: int = option("training", "training examples a step", COUNT, builtin=128, files=64)
-    finetune_lr: float = option("training", "AdamW rate of the teacher's own training", POSITIVE, builtin=5e-4, files=3e-4)
-    student_lr: float = option("training", "AdamW rate of the students", POSITIVE, builtin=1e-3, files=5e-4)
+    finetune_lr: float = option("training", "AdamW rate of the teacher's training", POSITIVE, builtin=5e-4, files=5e-4)
+    student_lr: float = option("training", "AdamW rate of the students", POSITIVE, builtin=2e-3, files=5e-4)
     weight_decay: float = option("training", "AdamW weight decay, of teacher and students", NOT_NEGATIVE, 0.01)
     alpha: float = option("distillation", "α, the weight of the soft term", SHARE, builtin=0.9, files=0.5)
     temperature: float = option("distillation", "T, by which the logits are divided", POSITIVE, 2.0)
     pilot_lr: float = option("distillation", "λ, the step of the pilot update", POSITIVE, builtin=0.1, files=0.02)
-    teacher_lr: float = option("distillation", "μ, the AdamW rate of the meta update", POSITIVE, builtin=1e-3, files=1e-5)
-    quiz_batch_size: int = option("distillation", "quiz examples a step, drawn evenly over the classes", COUNT, builtin=200, files=64)
-    meta_grad: str = option("distillation", "the way to the meta-gradient", one_of(*metadistil.META_GRADIENT_MODES), "second_order")
+    teacher_lr: float = option("distillation", "μ, AdamW rate of the meta update", POSITIVE, builtin=5e-4, files=1e-5)
+    quiz_batch_size: int = option("distillation", "quiz examples a step, evenly by class", COUNT, builtin=200, files=64)
+    meta_grad: str = option("distillation", "way to the meta-gradient", one_of(*META_GRADIENT_MODES), "second_order")
     seeds: int = option("run", "do everything with seeds 0 to N-1", COUNT, 1)
     device: str = option("run", "auto: cuda where there is one", one_of("auto", "cpu", "cuda"), "auto")
     out: str = option("run", "the run's directory [a new one under runs/]", None, "")
@@ -305,7 +306,7 @@ def take(context: Seed, name: str):
     if "parts" in state:
         restore(state, learners)
     progress, saved = Progress(f"seed {context.seed} {name}", state["step"], total), time.monotonic()
-    reset_peak_memory()
+    measurable = not math.isnan(peak_memory_mb(reset=True))
     for k in range(state["step"], total):
         started = time.perf_counter()
         trace = {} if k % config.log_every == 0 or k + 1 == total else None
@@ -323,7 +324,7 @@ def take(context: Seed, name: str):
             run.log(**where, step=k + 1, epoch=(k + 1) // context.steps_per_epoch, scores=scores)
             progress.noted |= {role: next(iter(of["dev"].values())) for role, of in scores.items()}
         progress.show(k + 1)
-        state |= {"step": k + 1, "peak_mb": max(state["peak_mb"], peak_memory_mb())}
+        state |= {"step": k + 1, "peak_mb": max(state["peak_mb"], peak_memory_mb()) if measurable else math.nan}
         if time.monotonic() - saved >= config.checkpoint_seconds and k + 1 < total:
             run.save(snapshot(state, learners))
             saved = time.monotonic()
@@ -387,20 +388,17 @@ class Progress:
         print(start + "  ".join(parts), end=end, file=sys.stderr, flush=True)
 
 
-def reset_peak_memory():
-    """Begin a new measurement of peak memory, where that can be had (see `peak_memory_mb`)."""
+def peak_memory_mb(reset: bool = False) -> float:
+    """Most memory held since the last reset, in 10⁶ bytes: the GPU's, or on Linux the process's; else NaN."""
     if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    elif Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_mb() -> float:
-    """Most memory held since the reset, in 10⁶ bytes: the GPU's, or the process's on Linux; elsewhere NaN."""
-    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats() if reset else None
         return torch.cuda.max_memory_allocated() / 1e6
-    status = Path("/proc/self/status")
-    return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e6 if status.exists() else math.nan
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+    except (OSError, IndexError):
+        return math.nan
 
 
 # ---------------------------------------------------------------- results
@@ -460,11 +458,15 @@ def caption(config: Config, task: data.Task) -> str:
     seeds = "one seed" if config.seeds == 1 else f"{config.seeds} seeds, mean ± standard deviation"
     test = f"test {len(task.test):,}" if task.test and task.test.labels is not None else "no labelled test"
     return (
-        f"{task.name} ({task.data}): {len(task.train):,} training examples, {task.label_noise:.0%} of their labels wrong; "
+        f"{task.name} ({task.data}): {len(task.train):,} training examples, {task.label_noise:.0%} of them mislabelled; "
         f"quiz {len(task.quiz):,}, dev {len(task.dev):,}, {test}.\nScores in percent, {seeds}, after the last epoch: "
         f"{config.teacher_epochs} of the teacher, {config.warmup_epochs} + {config.epochs} of each student.\n"
         "Difference: students to kd, teacher to what it was; paired by seed, with a 95% interval if there are several."
     )
+
+
+# Colours of Okabe and Ito, told apart by the colour-blind; line styles tell them apart in grey.
+CURVES = [{"color": c, "linestyle": s} for c, s in zip(("#E69F00", "#56B4E9", "#000000", "#D55E00"), (":", "-.", "-", "--"))]
 
 
 def plot_curves(out: Path):
@@ -479,10 +481,10 @@ def plot_curves(out: Path):
             curve = curves.setdefault(f"{role}, {entry['stage']}", {})
             curve.setdefault(entry["epoch"], []).append(100 * next(iter(scores["dev"].values())))
     figure, axes = pyplot.subplots(figsize=(7, 4))
-    for label, curve in curves.items():
-        means = [np.mean(scores) for scores in curve.values()]
-        axes.plot(list(curve), means, "--" if label.startswith("teacher") else "-", label=label)
-        axes.fill_between(list(curve), *([f(s) for s in curve.values()] for f in (min, max)), alpha=0.15)
+    for (label, curve), style in zip(curves.items(), CURVES):
+        lowest, mean, highest = ([f(scores) for scores in curve.values()] for f in (min, np.mean, max))
+        axes.plot(list(curve), mean, **style, label=label)
+        axes.fill_between(list(curve), lowest, highest, color=style["color"], alpha=0.15, linewidth=0)
     axes.set(xlabel="epoch", ylabel="dev score (%): mean, and range over seeds")
     axes.legend(frameon=False)
     figure.savefig(out / "curves.png", dpi=150, bbox_inches="tight")
@@ -568,7 +570,7 @@ def parser() -> Parser:
         name = field.metadata["group"]
         group = groups[name] = groups.get(name) or flags.add_argument_group(name)
         group.add_argument("--" + field.name.replace("_", "-"), type=field.type, help=text, metavar="")
-    flags.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped; it ends with the same numbers")
+    flags.add_argument("--resume", metavar="RUN", help="go on with a stopped run; it ends with the same numbers")
     text = "what each model of the run in --out says of a sentence; without one, of every line of the input"
     flags.add_argument("--predict", metavar="SENTENCE", nargs="?", const=None, help=text)
     return flags
