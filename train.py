@@ -58,8 +58,9 @@ class Config:
     vocab_size: int = option("data", "most entries of the WordPiece vocabulary", COUNT, 8000)
     teacher: str = option("models", "the teacher's preset", one_of(*models.PRESETS), builtin="tiny", files="mini")
     student: str = option("models", "the students' preset", one_of(*models.PRESETS), builtin="micro", files="tiny")
+    dropout: float = option("models", "share of units dropped while training", SHARE, builtin=0.1, files=0.2)
     methods: str = option("training", "the students to train, comma-separated", None, ",".join(METHODS))
-    teacher_epochs: int = option("training", "epochs of the teacher's own training", COUNT, builtin=40, files=2)
+    teacher_epochs: int = option("training", "epochs of the teacher's own training", COUNT, builtin=40, files=3)
     warmup_epochs: int = option("training", "epochs on labels alone, first", NOT_NEGATIVE, builtin=5, files=1)
     epochs: int = option("training", "epochs of each student after that", COUNT, builtin=50, files=2)
     batch_size: int = option("training", "training examples a step", COUNT, builtin=128, files=64)
@@ -133,13 +134,14 @@ def write_whole(path: Path, content: str | dict):
 class Run:
     """A run's directory: config.json, metrics.jsonl, checkpoint.pt, table.md, seed*/MODEL.pt.
 
-    The checkpoint holds the results so far, the state of the stage under way, and the length of
-    metrics.jsonl then: what a killed run logged later is cut off, for it will be logged again.
+    The checkpoint holds the number of stages done, the results so far ({model: [a dict for each
+    seed]}), the state of the stage under way, and the length of metrics.jsonl then: what a killed
+    run logged later is cut off, for it will be logged again.
     """
 
     def __init__(self, out: Path, config: Config):
         self.out, self.config = out, config
-        self.state = {"results": {}, "under_way": None, "log_bytes": 0}
+        self.state = {"done": 0, "results": {}, "under_way": None, "log_bytes": 0}
         if (out / "checkpoint.pt").exists():
             self.state = torch.load(out / "checkpoint.pt", weights_only=True, map_location="cpu")
         self.log_file = (out / "metrics.jsonl").open("ab")
@@ -204,7 +206,7 @@ def predict(model: torch.nn.Module, examples: data.Encoded, device: str = "cpu")
 
 def new_model(config: Config, role: str, tokenizer: Tokenizer, num_labels: int) -> torch.nn.Module:
     """The teacher or the student with fresh weights."""
-    return models.Encoder.from_preset(getattr(config, role), tokenizer.get_vocab_size(), num_labels)
+    return models.Encoder.from_preset(getattr(config, role), tokenizer.get_vocab_size(), num_labels, config.dropout)
 
 
 class Seed:
@@ -235,17 +237,14 @@ class Seed:
         decay = self.config.weight_decay
         return model, torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=True)
 
-    def scores(self, learners: dict, *splits: str) -> dict:
-        """{role: {split: {metric: value}}}, for those of the splits that have labels."""
-        return {
-            role: {split: self.score(model, self.splits[split]) for split in splits if split in self.splits}
-            for role, (model, _) in learners.items()
-        }
-
-    def score(self, model: torch.nn.Module, examples: data.Encoded) -> dict:
-        """{metric: value} of the model on the examples."""
-        predictions = predict(model, examples, self.config.device).argmax(dim=-1).numpy()
-        return {metric: METRICS[metric](predictions, examples.labels) for metric in self.task.metrics}
+    def scores(self, model: torch.nn.Module, *splits: str) -> dict[str, float]:
+        """{"dev accuracy": 0.81, ...}: the task's metrics on those of the splits that have labels."""
+        found = {}
+        for split in (split for split in splits if split in self.splits):
+            predictions = predict(model, self.splits[split], self.config.device).argmax(dim=-1).numpy()
+            for metric in self.task.metrics:
+                found[f"{split} {metric}"] = METRICS[metric](predictions, self.splits[split].labels)
+        return found
 
 
 # ---------------------------------------------------------------- training
@@ -259,39 +258,38 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, total: in
 
 
 def stage(context: Seed, name: str) -> tuple:
-    """(learners, total, step): who learns in the stage, in how many steps, and step(k, trace) -> losses.
+    """(learners, total, step): which models learn, {name: (model, optimiser)}; how many steps; step(k, trace) -> loss.
 
     The teacher learns from labels, and so does each student while it warms up. Beyond that the
     methods differ in nothing but what `step` says of them.
     """
     config, quiz = context.config, context.splits["quiz"]
-    role, rate = ("teacher", config.finetune_lr) if name == "teacher" else ("student", config.student_lr)
-    learners = {role: context.learner(role, rate)}
-    learner, optimizer = learners[role]
-    if name in ("kd", "metadistil"):
-        teacher, teacher_optimizer = context.learner("teacher", config.teacher_lr, weights="teacher")
-        learners |= {"teacher": (teacher, teacher_optimizer)} if name == "metadistil" else {}
+    if name == "teacher":
+        rate, epochs, warmup = config.finetune_lr, config.teacher_epochs, 0
+        learner, optimizer = context.learner("teacher", rate)
+        learners = {"teacher before": (learner, optimizer)}
+    else:
+        rate, epochs, warmup = config.student_lr, config.warmup_epochs + config.epochs, config.warmup_epochs
+        learner, optimizer = context.learner("student", rate)
+        teacher, teacher_optimizer = context.learner("teacher", config.teacher_lr, weights="teacher-before")
+        learners = {f"student {name}": (learner, optimizer)}
+        learners |= {"teacher after metadistil": (teacher, teacher_optimizer)} if name == "metadistil" else {}
     examples = context.splits["train" if name == "metadistil" else "train+quiz"]
     batches = data.Batches(examples.lengths, config.batch_size, context.seed)
-    epochs = config.teacher_epochs if name == "teacher" else config.warmup_epochs + config.epochs
-    warmup, total = config.warmup_epochs * context.steps_per_epoch, epochs * context.steps_per_epoch
+    total, warmup = epochs * context.steps_per_epoch, warmup * context.steps_per_epoch
     soft = {"alpha": config.alpha, "temperature": config.temperature}
 
-    def step(k: int, trace: dict | None) -> dict:
+    def step(k: int, trace: dict | None) -> torch.Tensor:
         set_rate(optimizer, rate, k, total)
         batch = examples.batch(batches[k], config.device)
         if name in ("teacher", "finetune") or k < warmup:
-            return {"loss": metadistil.real_update(learner, [], batch, optimizer)}
+            return metadistil.real_update(learner, [], batch, optimizer)
         if name == "kd":
-            return {"loss": metadistil.real_update(learner, [teacher], batch, optimizer, **soft)}
+            return metadistil.real_update(learner, [teacher], batch, optimizer, **soft)
         set_rate(teacher_optimizer, config.teacher_lr, k - warmup, total - warmup)
-        rows = data.sample_quiz(quiz.labels, config.quiz_batch_size, context.seed, k)
+        exam = quiz.batch(data.sample_quiz(quiz.labels, config.quiz_batch_size, context.seed, k), config.device)
         settings = soft | {"pilot_lr": config.pilot_lr, "mode": config.meta_grad, "trace": trace}
-        networks, optimizers = (learner, [teacher]), (optimizer, teacher_optimizer)
-        loss, _ = metadistil.metadistil_step(
-            *networks, batch, quiz.batch(rows, config.device), *optimizers, **settings
-        )
-        return {"loss": loss}
+        return metadistil.metadistil_step(learner, [teacher], batch, exam, optimizer, teacher_optimizer, **settings)[0]
 
     return learners, total, step
 
@@ -310,19 +308,19 @@ def take(context: Seed, name: str):
     for k in range(state["step"], total):
         started = time.perf_counter()
         trace = {} if k % config.log_every == 0 or k + 1 == total else None
-        losses = step(k, trace)
+        loss = step(k, trace)
         if trace is not None:
-            losses |= {loss: trace[loss] for loss in ("quiz_loss_before", "quiz_loss_after") if loss in trace}
-            losses = {loss: float(value) for loss, value in losses.items()}
+            quiz_losses = {key: trace[key] for key in ("quiz_loss_before", "quiz_loss_after") if key in trace}
+            losses = {key: float(value) for key, value in ({"loss": loss} | quiz_losses).items()}
             if not all(map(math.isfinite, losses.values())):
                 raise InputError(f"{progress.name}, step {k}: expected finite losses, found {losses}; lower the rates")
             run.log(**where, step=k + 1, **losses)
             progress.noted |= losses
         state["seconds"] += time.perf_counter() - started
         if (k + 1) % context.steps_per_epoch == 0:
-            scores = context.scores(learners, "dev")
+            scores = {title: context.scores(model, "dev") for title, (model, _) in learners.items()}
             run.log(**where, step=k + 1, epoch=(k + 1) // context.steps_per_epoch, scores=scores)
-            progress.noted |= {role: next(iter(of["dev"].values())) for role, of in scores.items()}
+            progress.scores = {title.split()[0]: next(iter(found.values())) for title, found in scores.items()}
         progress.show(k + 1)
         state |= {"step": k + 1, "peak_mb": max(state["peak_mb"], peak_memory_mb()) if measurable else math.nan}
         if time.monotonic() - saved >= config.checkpoint_seconds and k + 1 < total:
@@ -352,15 +350,16 @@ def random_generators() -> list:
 
 
 def finish(context: Seed, name: str, state: dict, learners: dict):
-    """Save the stage's models, score them on dev and, this once, on test, and note the result."""
-    run, scores = context.run, context.scores(learners, "dev", "test")
-    for role, (model, _) in learners.items():
-        suffix = "-teacher" if (name, role) == ("metadistil", "teacher") else ""
-        write_whole(context.folder / f"{name}{suffix}.pt", model.state_dict())
-    run.log(seed=context.seed, stage=name, final_scores=scores)
-    parameters = {role: sum(p.numel() for p in model.parameters()) for role, (model, _) in learners.items()}
-    result = {"scores": scores, "parameters": parameters, "seconds": state["seconds"], "peak_mb": state["peak_mb"]}
-    run.state["results"][f"{context.seed} {name}"] = result
+    """Save the stage's models, score them on dev and, this once, on test, and note the results."""
+    run, cost = context.run, {"seconds": state["seconds"], "peak_mb": state["peak_mb"]}
+    for title, (model, _) in learners.items():
+        write_whole(context.folder / f"{title.replace(' ', '-')}.pt", model.state_dict())
+        scores = context.scores(model, "dev", "test")
+        run.log(seed=context.seed, stage=name, model=title, final_scores=scores)
+        size = sum(parameter.numel() for parameter in model.parameters())
+        run.state["results"].setdefault(title, []).append({"scores": scores, "parameters": size, **cost})
+        cost = dict.fromkeys(cost, math.nan)  # a stage's cost is its first model's
+    run.state["done"] += 1
     run.save(None)
 
 
@@ -370,9 +369,10 @@ class Progress:
     def __init__(self, name: str, first: int, total: int):
         self.name, self.first, self.total = name, first, total
         self.live, self.began, self.shown, self.noted = sys.stderr.isatty(), time.monotonic(), -math.inf, {}
+        self.scores = {}
 
     def show(self, step: int):
-        """Print what is noted (losses, dev scores in percent), unless a line was printed just now."""
+        """Print the losses noted and the last dev scores, unless a line was printed just now."""
         now, done = time.monotonic(), step == self.total
         if not done and now - self.shown < (0.2 if self.live else 10):
             return
@@ -382,7 +382,7 @@ class Progress:
         parts += [f"loss {noted['loss']:.3f}"] if "loss" in noted else []
         if "quiz_loss_before" in noted:
             parts.append(f"quiz {noted['quiz_loss_before']:.4f} → {noted['quiz_loss_after']:.4f}")
-        parts += [f"{role} {100 * noted[role]:.1f}%" for role in ("teacher", "student") if role in noted]
+        parts += [f"{role} {score:.1%}" for role, score in self.scores.items()]
         parts.append(f"{left // 60:.0f}:{left % 60:02.0f} left")
         start, end = ("\r\033[K", "\n" if done else "") if self.live else ("", "\n")
         print(start + "  ".join(parts), end=end, file=sys.stderr, flush=True)
@@ -425,48 +425,40 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> str:
     return f"{mean:+.1f}" + (f" [{mean - half:+.1f}, {mean + half:+.1f}]" if n > 1 else "")
 
 
-def table(config: Config, results: dict) -> str:
+def table(results: dict[str, list[dict]]) -> str:
     """The run's table in Markdown: a row for each model, a column for each score and cost."""
-    methods = config.methods.split(",")
-    of = {stage: [results[f"{seed} {stage}"] for seed in range(config.seeds)] for stage in ["teacher", *methods]}
-    columns = [(split, metric) for split, found in of["teacher"][0]["scores"]["teacher"].items() for metric in found]
-
-    def scores(stage: str, role: str, column: tuple) -> np.ndarray:
-        return np.array([result["scores"][role][column[0]][column[1]] for result in of[stage]])
-
-    rows = [("teacher before", "teacher", "teacher", None)]
-    if "metadistil" in methods:
-        rows.append(("teacher after metadistil", "metadistil", "teacher", "teacher"))
-    rows += [(f"student {m}", m, "student", "kd" if "kd" in methods and m != "kd" else None) for m in methods]
-    heads = ["model", *map(" ".join, columns), f"difference ({columns[-1][0]})"]
-    lines = [heads + ["parameters", "times smaller", "seconds", "peak MB"]]
-    lines.append(["---"] * len(lines[0]))
-    for title, stage, role, rival in rows:
-        cells = [title] + [spread(scores(stage, role, column)) for column in columns]
-        ours = scores(stage, role, columns[-1])
-        cells.append(paired_difference(ours, scores(rival, role, columns[-1])) if rival else "")
-        count, most = of[stage][0]["parameters"][role], of["teacher"][0]["parameters"]["teacher"]
-        cells += [f"{count:,}", f"{most / count:.1f}"]
-        for cost in ("seconds", "peak_mb"):  # the meta-taught teacher's are its student's
-            cells.append("" if rival == "teacher" else f"{np.mean([result[cost] for result in of[stage]]):.0f}")
-        lines.append(cells)
+    columns = list(results["teacher before"][0]["scores"])
+    most = results["teacher before"][0]["parameters"]
+    heads = ["model", *columns, f"difference ({columns[-1]})", "parameters", "times smaller", "seconds", "peak MB"]
+    lines = [heads, ["---"] * len(heads)]
+    for title in sorted(results, key=lambda title: title.startswith("student")):
+        of = {title: np.array([[seed["scores"][column] for column in columns] for seed in found])
+              for title, found in results.items()}  # (seeds, columns)  # fmt: skip
+        rival = "teacher before" if title.startswith("teacher") else "student kd"
+        differs = rival in results and rival != title
+        cells = [title, *map(spread, of[title].T)]
+        cells.append(paired_difference(of[title][:, -1], of[rival][:, -1]) if differs else "")
+        size = results[title][0]["parameters"]
+        cells += [f"{size:,}", f"{most / size:.1f}"]
+        costs = (np.mean([seed[cost] for seed in results[title]]) for cost in ("seconds", "peak_mb"))
+        lines.append(cells + ["–" if math.isnan(cost) else f"{cost:.0f}" for cost in costs])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def caption(config: Config, task: data.Task) -> str:
     """What the table's numbers are: which data, which epoch, and what is compared to what."""
     seeds = "one seed" if config.seeds == 1 else f"{config.seeds} seeds, mean ± standard deviation"
-    test = f"test {len(task.test):,}" if task.test and task.test.labels is not None else "no labelled test"
+    test = f"{len(task.test):,} in test" if task.test and task.test.labels is not None else "test without labels"
     return (
-        f"{task.name} ({task.data}): {len(task.train):,} training examples, {task.label_noise:.0%} of them mislabelled; "
-        f"quiz {len(task.quiz):,}, dev {len(task.dev):,}, {test}.\nScores in percent, {seeds}, after the last epoch: "
+        f"{task.name} ({task.data}): {len(task.train):,} training examples, {task.label_noise:.0%} mislabelled, "
+        f"{len(task.quiz):,} in the quiz, {len(task.dev):,} in dev, {test}.\nScores in percent, {seeds}, last epoch: "
         f"{config.teacher_epochs} of the teacher, {config.warmup_epochs} + {config.epochs} of each student.\n"
         "Difference: students to kd, teacher to what it was; paired by seed, with a 95% interval if there are several."
     )
 
 
-# Colours of Okabe and Ito, told apart by the colour-blind; line styles tell them apart in grey.
-CURVES = [{"color": c, "linestyle": s} for c, s in zip(("#E69F00", "#56B4E9", "#000000", "#D55E00"), (":", "-.", "-", "--"))]
+# Okabe and Ito's colours, which the colour-blind can tell apart, with line styles for print in grey.
+CURVES = [("#E69F00", ":"), ("#56B4E9", "-."), ("#000000", "-"), ("#D55E00", "--")]
 
 
 def plot_curves(out: Path):
@@ -477,14 +469,15 @@ def plot_curves(out: Path):
         return
     curves: dict[str, dict[int, list]] = {}
     for entry in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()):
-        for role, scores in entry.get("scores", {}).items() if entry["stage"] != "teacher" else ():
-            curve = curves.setdefault(f"{role}, {entry['stage']}", {})
-            curve.setdefault(entry["epoch"], []).append(100 * next(iter(scores["dev"].values())))
+        for title, scores in entry.get("scores", {}).items():
+            points = curves.setdefault(title, {}).setdefault(entry["epoch"], [])
+            points.append(100 * next(iter(scores.values())))
+    curves.pop("teacher before", None)
     figure, axes = pyplot.subplots(figsize=(7, 4))
-    for (label, curve), style in zip(curves.items(), CURVES):
+    for (title, curve), (color, line) in zip(curves.items(), CURVES):
         lowest, mean, highest = ([f(scores) for scores in curve.values()] for f in (min, np.mean, max))
-        axes.plot(list(curve), mean, **style, label=label)
-        axes.fill_between(list(curve), lowest, highest, color=style["color"], alpha=0.15, linewidth=0)
+        axes.plot(list(curve), mean, color=color, linestyle=line, label=title.replace("after", "during"))
+        axes.fill_between(list(curve), lowest, highest, color=color, alpha=0.1, linewidth=0)
     axes.set(xlabel="epoch", ylabel="dev score (%): mean, and range over seeds")
     axes.legend(frameon=False)
     figure.savefig(out / "curves.png", dpi=150, bbox_inches="tight")
@@ -513,16 +506,16 @@ def carry_on(run: Run) -> dict:
     for note in task.notes:
         print(f"note: {note}")
     print(f"{config.device}, {torch.get_num_threads()} threads; everything is written to {run.out}/")
+    stages = [(seed, name) for seed in range(config.seeds) for name in ["teacher", *config.methods.split(",")]]
+    context = None
     try:
-        for seed in range(config.seeds):
-            names = [n for n in ["teacher", *config.methods.split(",")] if f"{seed} {n}" not in run.state["results"]]
-            context = Seed(run, seed) if names else None
-            for name in names:
-                take(context, name)
+        for seed, name in stages[run.state["done"] :]:
+            context = context if context and context.seed == seed else Seed(run, seed)
+            take(context, name)
     except KeyboardInterrupt:
         print(f"\nstopped; to go on: python train.py --resume {run.out}", file=sys.stderr)
         sys.exit(130)
-    text = f"{table(config, run.state['results'])}\n\n{caption(config, task)}\n"
+    text = f"{table(run.state['results'])}\n\n{caption(config, task)}\n"
     write_whole(run.out / "table.md", text)
     plot_curves(run.out)
     print(f"\n{text}")
@@ -533,20 +526,20 @@ def predict_sentences(out: str, sentences):
     """Print for each sentence what every trained model of the run's seed 0 says, and how sure it is."""
     config = read_config(out, {})
     folder, labels = Path(out, "seed0"), list(data.GLUE[config.task].labels.values())
-    paths = [folder / f"{name}.pt" for name in ("teacher", "metadistil-teacher", *METHODS)]
-    trained = {path.stem: torch.load(path, weights_only=True, map_location="cpu") for path in paths if path.exists()}
+    paths = sorted(folder.glob("*.pt"))
+    trained = {path.stem: torch.load(path, weights_only=True, map_location="cpu") for path in paths}
     if not trained:
         raise InputError(f"{folder}: expected a trained model, found none yet; go on with --resume {out}")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     for name, weights in trained.items():
-        trained[name] = new_model(config, "teacher" if "teacher" in name else "student", tokenizer, len(labels))
+        trained[name] = new_model(config, name.split("-")[0], tokenizer, len(labels))
         trained[name].load_state_dict(weights)
     for sentence in map(str.strip, sentences):
         print(sentence)
         example = data.encode(tokenizer, data.Split([sentence], None))
-        for name, model in trained.items():
+        for name, model in sorted(trained.items(), key=lambda pair: pair[0].startswith("student")):
             p = metadistil.log_softmax(predict(model, example)).exp()[0]  # (K,)
-            print(f"  {name:<20} {labels[p.argmax()]:<10} {p.max():6.1%}")
+            print(f"  {name.replace('-', ' '):<26} {labels[p.argmax()]:<10} {p.max():6.1%}")
 
 
 class Parser(argparse.ArgumentParser):

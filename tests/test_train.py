@@ -60,7 +60,7 @@ def test_a_run_leaves_what_it_promises(finished):
     out = finished["out"]
     config = json.loads((out / "config.json").read_text())
     assert config["alpha"] == 0.9 and config["label_noise"] == 0.4 and config["data"] == "builtin"  # all resolved
-    names = {"teacher", "finetune", "kd", "metadistil", "metadistil-teacher"}
+    names = {"teacher-before", "student-finetune", "student-kd", "student-metadistil", "teacher-after-metadistil"}
     assert {path.stem for path in (out / "seed1").glob("*.pt")} == names
     assert (out / "table.md").read_text().startswith(finished["table"].splitlines()[0])
     assert not list(out.rglob("*.part"))
@@ -68,7 +68,7 @@ def test_a_run_leaves_what_it_promises(finished):
     taught = [e for e in entries if e["stage"] == "metadistil" and "quiz_loss_after" in e]
     assert taught and all(math.isfinite(e["quiz_loss_before"]) for e in taught)
     finals = [e for e in entries if "final_scores" in e]
-    assert len(finals) == 2 * 4
+    assert len(finals) == 2 * 5
     assert not any("test" in json.dumps(e) for e in entries if "final_scores" not in e)  # test: once, at the end
 
 
@@ -76,10 +76,10 @@ def test_the_table_shows_each_model_with_its_scores(finished):
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in finished["table"].splitlines() if "|" in line]
     names = ["teacher before", "teacher after metadistil", "student finetune", "student kd", "student metadistil"]
     assert [row[0] for row in rows[2:]] == names
-    results = finished["results"]
-    kd, ours = ([results[f"{s} {m}"]["scores"]["student"]["test"]["accuracy"] for s in (0, 1)] for m in ("kd", "metadistil"))
-    assert rows[0][2] == "test accuracy" and rows[6][2] == train.spread(np.array(ours))
-    assert rows[6][3] == train.paired_difference(np.array(ours), np.array(kd)) and rows[5][3] == ""
+    of = {name: np.array([seed["scores"]["test accuracy"] for seed in finished["results"][name]]) for name in names}
+    assert rows[0][2] == "test accuracy" and [row[2] for row in rows[2:]] == [train.spread(of[name]) for name in names]
+    assert rows[6][3] == train.paired_difference(of["student metadistil"], of["student kd"]) and rows[5][3] == ""
+    assert rows[3][3] == train.paired_difference(of["teacher after metadistil"], of["teacher before"])
 
 
 def test_the_same_command_gives_the_same_numbers(finished, tmp_path):
@@ -128,10 +128,10 @@ def test_every_student_starts_from_the_same_weights_and_the_same_teacher(finishe
     context = train.Seed(train.Run(finished["out"], finished["config"]), 1)
     starts = {name: train.stage(context, name)[0] for name in train.METHODS}
     for name in ("kd", "metadistil"):
-        pairs = zip(starts["finetune"]["student"][0].parameters(), starts[name]["student"][0].parameters())
+        pairs = zip(starts["finetune"]["student finetune"][0].parameters(), starts[name][f"student {name}"][0].parameters())
         assert all(torch.equal(one, other) for one, other in pairs)
-    teacher = torch.load(finished["out"] / "seed1" / "teacher.pt", weights_only=True)
-    assert all(torch.equal(t, teacher[k]) for k, t in starts["metadistil"]["teacher"][0].state_dict().items())
+    teacher = torch.load(finished["out"] / "seed1" / "teacher-before.pt", weights_only=True)
+    assert all(torch.equal(t, teacher[k]) for k, t in starts["metadistil"]["teacher after metadistil"][0].state_dict().items())
 
 
 def test_labels_and_steps_are_shared_fairly(tmp_path, monkeypatch):
@@ -168,10 +168,8 @@ def test_predict_shows_every_model_side_by_side(finished, capsys):
     out = str(finished["out"])
     train.main(["--predict", "NLP is fun.", "--out", out])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "NLP is fun." and [line.split()[0] for line in lines[1:]] == [
-        "teacher", "metadistil-teacher", "finetune", "kd", "metadistil"
-    ]  # fmt: skip
-    assert all(re.fullmatch(r"  \S+ +(positive|negative) +(\d+\.\d)%", line) for line in lines[1:])
+    said = [re.fullmatch(r"  (\w+ \w+( \w+)?) +(positive|negative) +(\d+\.\d)%", line) for line in lines[1:]]
+    assert lines[0] == "NLP is fun." and {found[1] for found in said} == set(finished["results"])
     several = command_line("--predict", "--out", out, input="the plot is dull\nthe cast is witty\n", check=True)
     assert len(several.stdout.splitlines()) == 12
 
@@ -194,7 +192,7 @@ def test_paired_difference_worked_by_hand():
 
 def test_accuracy_and_order_of_predictions(finished):
     context = train.Seed(train.Run(finished["out"], finished["config"]), 0)
-    model, dev = train.stage(context, "kd")[0]["student"][0].eval(), context.splits["dev"]
+    model, dev = train.stage(context, "kd")[0]["student kd"][0].eval(), context.splits["dev"]
     with torch.no_grad():
         one_by_one = torch.cat([model(**dev.batch(np.array([row]))[0]) for row in range(40)])
     torch.testing.assert_close(train.predict(model, dev)[:40], one_by_one)
