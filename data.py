@@ -144,7 +144,7 @@ def carve(train: Split, quiz_size: int, train_size: int | None, seed: int) -> tu
         raise InputError(f"--quiz-size {quiz_size}: expected 1 to {most}, part of the training file")
     quiz_rows = order[once][:quiz_size]
     rest = order[~np.isin(order, quiz_rows)]
-    if not 0 < (train_size or len(rest)) <= len(rest):
+    if train_size is not None and not 0 < train_size <= len(rest):
         raise InputError(f"--train-size {train_size}: expected 1 to {len(rest)}, what the quiz leaves")
     return train[rest[:train_size]], train[quiz_rows]
 

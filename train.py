@@ -574,7 +574,8 @@ def main(arguments: list[str] | None = None):
     given = vars(parser().parse_args(arguments))
     try:
         if "predict" in given:
-            return predict_sentences(given.get("out", ""), [given["predict"]] if given["predict"] else sys.stdin)
+            sentences = sys.stdin if given["predict"] is None else [given["predict"]]
+            return predict_sentences(given.get("out", ""), sentences)
         if given.get("data", data.BUILTIN) != data.BUILTIN:
             given["data"] = os.path.abspath(given["data"])  # a directory that was asked for: nothing takes its place
         resume(given.pop("resume"), given) if "resume" in given else run(Config(**given))

@@ -102,7 +102,7 @@ def test_flipped_labels_of_many_classes_are_other_classes():
 def test_sizes():
     task = load_task("sst2", "builtin", quiz_size=50, train_size=120)
     assert (len(task.train), len(task.quiz)) == (120, 50)
-    for wrong in ({"quiz_size": 0}, {"quiz_size": 1800}, {"train_size": 1501}, {"label_noise": 1.5}):
+    for wrong in ({"quiz_size": 0}, {"quiz_size": 1800}, {"train_size": 1501}, {"train_size": 0}, {"label_noise": 1.5}):
         with pytest.raises(InputError, match="expected"):
             load_task("sst2", "builtin", **wrong)
 
