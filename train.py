@@ -537,7 +537,7 @@ def predict_sentences(out: str, sentences):
     for sentence in map(str.strip, sentences):
         print(sentence)
         example = data.encode(tokenizer, data.Split([sentence], None))
-        for name, model in sorted(trained.items(), key=lambda pair: pair[0].startswith("student")):
+        for name, model in sorted(trained.items(), key=lambda pair: ("student" in pair[0], "after" in pair[0])):
             p = metadistil.log_softmax(predict(model, example)).exp()[0]  # (K,)
             print(f"  {name.replace('-', ' '):<26} {labels[p.argmax()]:<10} {p.max():6.1%}")
 
