@@ -271,8 +271,9 @@ def stage(context: Seed, name: str) -> tuple:
     else:
         rate, epochs, warmup = config.student_lr, config.warmup_epochs + config.epochs, config.warmup_epochs
         learner, optimizer = context.learner("student", rate)
-        teacher, teacher_optimizer = context.learner("teacher", config.teacher_lr, weights="teacher-before")
         learners = {f"student {name}": (learner, optimizer)}
+    if name in ("kd", "metadistil"):
+        teacher, teacher_optimizer = context.learner("teacher", config.teacher_lr, weights="teacher-before")
         learners |= {"teacher after metadistil": (teacher, teacher_optimizer)} if name == "metadistil" else {}
     examples = context.splits["train" if name == "metadistil" else "train+quiz"]
     batches = data.Batches(examples.lengths, config.batch_size, context.seed)
