@@ -5,20 +5,21 @@ A task has four disjoint splits. `train` and `quiz` are carved out of the traini
 Everything random is a function of a seed.
 """
 
-import hashlib
-import os
-import sys
-import urllib.request
-import zipfile
+import hashlib, json, math, os, re, shutil, sys, urllib.request
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+from urllib.parse import urljoin
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, Tokenizer, processors
 
 BUILTIN = "builtin"  # the name of the data set that needs no file
+MAX_LENGTH = 128  # tokens of an example that are read
+POOL = 50  # batches that are sorted by length together
 DEFAULT_DATA = "data"  # where files are looked for, and downloaded to, unless told otherwise
 
 
@@ -26,29 +27,27 @@ class InputError(Exception):
     """Something the user gave cannot be used; the message is one line: what, where, what was expected."""
 
 
+def expect(condition, message: str):
+    """Raise InputError unless the condition holds."""
+    if not condition:
+        raise InputError(message)
+
+
 @dataclass
 class Split:
-    """Examples: texts, their second sentences where the task has pairs, labels where known."""
+    """Examples: sentences, or pairs of sentences where the task has such, and labels where known."""
 
-    texts: list[str]
-    labels: np.ndarray | None  # (N,) class numbers
-    pairs: list[str] | None = None
+    texts: list[str] | list[tuple[str, str]]
+    labels: np.ndarray | None  # (N,) class numbers, or the scores of a regression
 
     def __len__(self):
         return len(self.texts)
 
     def __getitem__(self, rows) -> "Split":
-        labels = None if self.labels is None else self.labels[rows]
-        pairs = None if self.pairs is None else [self.pairs[i] for i in rows]
-        return Split([self.texts[i] for i in rows], labels, pairs)
+        return Split([self.texts[i] for i in rows], None if self.labels is None else self.labels[rows])
 
     def __add__(self, other: "Split") -> "Split":
-        pairs = None if self.pairs is None else self.pairs + other.pairs
-        return Split(self.texts + other.texts, np.concatenate([self.labels, other.labels]), pairs)
-
-    def keys(self) -> list[tuple]:
-        """What makes an example the same example: its text or texts."""
-        return list(zip(self.texts) if self.pairs is None else zip(self.texts, self.pairs))
+        return Split(self.texts + other.texts, np.concatenate([self.labels, other.labels]))
 
 
 @dataclass
@@ -57,40 +56,51 @@ class Task:
 
     name: str
     data: str
-    label_names: list[str]
+    label_names: list[str]  # none: a regression
     metrics: tuple[str, ...]
     train: Split
     quiz: Split
     dev: Split
-    test: Split | None  # None, or without labels, where none are published
     label_noise: float  # share of the labels of `train` that is wrong
     notes: list[str]
-
-    @property
-    def num_labels(self) -> int:
-        return len(self.label_names)
+    test: Split | None = None  # None, or without labels, where none are published; of MNLI dev_mismatched
 
 
-@dataclass(frozen=True)
-class GlueTask:
-    """Where a GLUE task's files come from and how they are laid out (header names, not places)."""
+class GlueTask(NamedTuple):
+    """How a GLUE task's files are laid out (header names, not places), and where they come from."""
 
     folder: str
-    archive: str  # under GLUE_ADDRESS
-    md5: str
-    text_columns: tuple[str, ...]
-    label_column: str
-    labels: dict[str, str]  # as written in the file -> as printed
+    texts: tuple[str, ...]  # columns
+    label: str  # column
+    labels: dict[str, str]  # as written in the file -> as printed; none: scores from 0 to 5
     metrics: tuple[str, ...]
+    archive: str  # relative to GLUE_ADDRESS
+    md5: str | None = None
+    files: tuple[str, str] = ("dev", "test")
+    header: tuple[str, ...] = ()  # of files that have none
 
 
 GLUE_ADDRESS = "https://dl.fbaipublicfiles.com/glue/data/"
-SENTIMENT = {"0": "negative", "1": "positive"}
+SENTENCES, F1 = ("sentence1", "sentence2"), ("f1", "accuracy")
+SAME = {"0": "different", "1": "same"}
+FOLLOWS = {"entailment": "entailment", "not_entailment": "not entailment"}
 GLUE = {
-    "sst2": GlueTask(
-        "SST-2", "SST-2.zip", "9f81648d4199384278b86e315dac217c", ("sentence",), "label", SENTIMENT, ("accuracy",)
-    ),
-}
+    "sst2": GlueTask("SST-2", ("sentence",), "label", {"0": "negative", "1": "positive"}, ("accuracy",),
+                     "SST-2.zip", "9f81648d4199384278b86e315dac217c"),
+    "cola": GlueTask("CoLA", ("sentence",), "label", {"0": "unacceptable", "1": "acceptable"}, ("matthews",),
+                     "CoLA.zip", header=("source", "label", "mark", "sentence")),
+    "mrpc": GlueTask("MRPC", ("#1 String", "#2 String"), "Quality", SAME, F1,
+                     "/senteval/senteval_data/msr_paraphrase_train.txt", "793daf7b6224281e75fe61c1f80afe35"),
+    "stsb": GlueTask("STS-B", SENTENCES, "score", {}, ("pearson", "spearman"), "STS-B.zip"),
+    "qqp": GlueTask("QQP", ("question1", "question2"), "is_duplicate", SAME, F1, "QQP-clean.zip"),
+    "mnli": GlueTask("MNLI", SENTENCES, "gold_label", {name: name for name in ("contradiction", "entailment", "neutral")},
+                     ("accuracy",), "MNLI.zip", files=("dev_matched", "dev_mismatched")),
+    "qnli": GlueTask("QNLI", ("question", "sentence"), "label", FOLLOWS, ("accuracy",),
+                     "QNLIv2.zip", "b4efd6554440de1712e9b54e14760e82"),
+    "rte": GlueTask("RTE", SENTENCES, "label", FOLLOWS, ("accuracy",), "RTE.zip", "bef554d0cafd4ab6743488101c638539"),
+    "wnli": GlueTask("WNLI", SENTENCES, "label", {"0": "false", "1": "true"}, ("accuracy",),
+                     "WNLI.zip", "a1b4bd2861017d302d29e42139657a42"),
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------- loading a task
@@ -108,27 +118,29 @@ def load_task(
     share of training labels flipped to another class (default: none; built in,
     BUILTIN_LABEL_NOISE). Raises InputError.
     """
-    if name not in GLUE:
-        raise InputError(f"unknown task {name!r}: expected one of {', '.join(GLUE)}")
+    expect(name in GLUE, f"unknown task {name!r}: expected one of {', '.join(GLUE)}")
     spec, notes = GLUE[name], []
     folder = None if data == BUILTIN else find_files(spec, data)
     if folder is None:
-        train, dev, test = builtin_reviews()
-        data, default_quiz, default_noise = BUILTIN, BUILTIN_QUIZ_SIZE, BUILTIN_LABEL_NOISE
+        splits = builtin_reviews()
+        spec, data, default_quiz, default_noise = GLUE["sst2"], BUILTIN, BUILTIN_QUIZ_SIZE, BUILTIN_LABEL_NOISE
     else:
-        train, dev = (read_glue(folder / f"{split}.tsv", spec) for split in ("train", "dev"))
-        test = read_glue(folder / "test.tsv", spec, labelled=False) if (folder / "test.tsv").exists() else None
-        default_quiz, default_noise = len(train) // 10, 0.0
-    held_out = set(dev.keys()) | set(test.keys() if test else [])
-    kept = [row for row, key in enumerate(train.keys()) if key not in held_out]
+        paths = {split: folder / f"{name}.tsv" for split, name in zip(("train", "dev", "test"), ("train", *spec.files))}
+        present = [split for split in paths if split != "test" or paths[split].is_file()]
+        splits = {split: read_glue(paths[split], spec, labelled=split != "test") for split in present}
+        default_quiz, default_noise = len(splits["train"]) // 10, 0.0
+    train = splits.pop("train")
+    held_out = {text for split in splits.values() for text in split.texts}
+    kept = [row for row, text in enumerate(train.texts) if text not in held_out]
     if len(kept) < len(train):
         notes.append(f"left out {len(train) - len(kept)} training examples that stand in dev or test, too")
-    quiz_size = default_quiz if quiz_size is None else quiz_size
-    train, quiz = carve(train[kept], quiz_size, train_size, seed)
-    assert not (set(train.keys()) | held_out) & set(quiz.keys()) and not held_out & set(train.keys()), "splits overlap"
+    train, quiz = carve(train[kept], default_quiz if quiz_size is None else quiz_size, train_size, seed)
+    learnt, asked = set(train.texts), set(quiz.texts)
+    assert not learnt & asked and not (learnt | asked) & held_out, "the splits overlap"
     label_noise = default_noise if label_noise is None else label_noise
     train.labels = flip_labels(train.labels, label_noise, len(spec.labels), seed)
-    return Task(name, data, list(spec.labels.values()), spec.metrics, train, quiz, dev, test, label_noise, notes)
+    names = list(spec.labels.values())
+    return Task(name, data, names, spec.metrics, train, quiz, label_noise=label_noise, notes=notes, **splits)
 
 
 def carve(train: Split, quiz_size: int, train_size: int | None, seed: int) -> tuple[Split, Split]:
@@ -136,27 +148,24 @@ def carve(train: Split, quiz_size: int, train_size: int | None, seed: int) -> tu
 
     A text that stands there twice never goes to the quiz, so the two share no text.
     """
-    count = Counter(train.keys())
+    count = Counter(train.texts)
     order = np.random.default_rng([seed, 1]).permutation(len(train))
-    once = np.array([count[key] == 1 for key in train.keys()])[order]
+    once = np.array([count[key] == 1 for key in train.texts])[order]
     most = min(once.sum(), len(train) - 1)
-    if not 0 < quiz_size <= most:
-        raise InputError(f"--quiz-size {quiz_size}: expected 1 to {most}, part of the training file")
+    expect(0 < quiz_size <= most, f"--quiz-size {quiz_size}: expected 1 to {most}, part of the training file")
     quiz_rows = order[once][:quiz_size]
     rest = order[~np.isin(order, quiz_rows)]
-    if train_size is not None and not 0 < train_size <= len(rest):
-        raise InputError(f"--train-size {train_size}: expected 1 to {len(rest)}, what the quiz leaves")
-    return train[rest[:train_size]], train[quiz_rows]
+    size = len(rest) if train_size is None else train_size
+    expect(0 < size <= len(rest), f"--train-size {size}: expected 1 to {len(rest)}, what the quiz leaves")
+    return train[rest[:size]], train[quiz_rows]
 
 
 def flip_labels(labels: np.ndarray, share: float, num_labels: int, seed: int) -> np.ndarray:
     """Labels (N,) of which round(share · N), chosen by the seed, are moved to another class. Raises InputError."""
-    if not 0 <= share <= 1:
-        raise InputError(f"--label-noise {share}: expected a number from 0 to 1")
-    rng = np.random.default_rng([seed, 3])
+    most, rng, flipped = 1 if num_labels else 0, np.random.default_rng([seed, 3]), labels.copy()
+    expect(0 <= share <= most, f"--label-noise {share}: expected a number from 0 to 1, and 0 for a regression")
     rows = rng.permutation(len(labels))[: round(share * len(labels))]
-    flipped = labels.copy()
-    flipped[rows] = (labels[rows] + rng.integers(1, num_labels, size=len(rows))) % num_labels
+    flipped[rows] = (labels[rows] + rng.integers(1, max(2, num_labels), size=len(rows))) % max(2, num_labels)
     return flipped
 
 
@@ -168,175 +177,195 @@ def read_glue(path: Path, spec: GlueTask, labelled: bool = True) -> Split:
 
     Without `labelled` the label column may be missing. Raises InputError, which names file and line.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: expected a file there")
+    expect(path.is_file(), f"{path}: expected a file there")
     raw = path.read_bytes()
     try:
         rows = [line.rstrip("\r").split("\t") for line in raw.decode("utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}:{line}: expected UTF-8, found the byte {raw[error.start]:#04x}") from None
-    header = rows[0]
-    labelled = labelled or spec.label_column in header
-    wanted = spec.text_columns + ((spec.label_column,) if labelled else ())
+    has_header = not spec.header or set(spec.texts) <= set(rows[0])
+    header, first = (rows[0], 1) if has_header else (spec.header, 0)
+    labelled = labelled or spec.label in header
+    wanted = [*spec.texts, spec.label] if labelled else spec.texts
     for column in wanted:
-        if column not in header:
-            raise InputError(f"{path}:1: expected a column {column!r}, found {' '.join(header)[:80]!r}")
-    places, known, found = [header.index(column) for column in wanted], list(spec.labels), []
-    for number, row in enumerate(rows[1:], start=2):
-        if row == [""]:
-            continue
-        if len(row) != len(header):
-            raise InputError(f"{path}:{number}: expected {len(header)} columns, found {len(row)}")
-        if labelled and row[places[-1]] not in known:
-            raise InputError(f"{path}:{number}: expected a label of {', '.join(known)}, found {row[places[-1]]!r}")
-        found.append([row[place].strip() for place in places])
-    if not found:
-        raise InputError(f"{path}: expected a header and at least one row, found none")
-    columns = [list(column) for column in zip(*found)]
-    labels = np.array([known.index(label) for label in columns.pop()]) if labelled else None
-    return Split(columns[0], labels, *columns[1:])
+        expect(column in header, f"{path}:1: expected a column {column!r}, found {' '.join(header)[:80]!r}")
+    places, texts, labels = [header.index(column) for column in wanted], [], []
+    for number, row in enumerate(rows[first:], start=first + 1):
+        if row != [""]:
+            expect(len(row) == len(header), f"{path}:{number}: expected {len(header)} columns, found {len(row)}")
+            cells = [row[place].strip() for place in places]
+            labels += [read_label(cells.pop(), spec, f"{path}:{number}")] if labelled else []
+            texts.append(tuple(cells) if len(cells) > 1 else cells[0])
+    expect(texts, f"{path}: expected a header and at least one row, found none")
+    return Split(texts, np.array(labels, np.int64 if spec.labels else np.float32) if labelled else None)
+
+
+def read_label(text: str, spec: GlueTask, where: str) -> int | float:
+    """The number of a class; of a regression the score, 0 to 5. Raises InputError."""
+    if spec.labels:
+        known = list(spec.labels)
+        expect(text in known, f"{where}: expected a label of {', '.join(known)}, found {text!r}")
+        return known.index(text)
+    score = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else math.nan
+    expect(0 <= score <= 5, f"{where}: expected a score from 0 to 5, found {text!r}")
+    return score
 
 
 def find_files(spec: GlueTask, data: str) -> Path | None:
-    """The directory of the task's files: `data`, or the task's own folder in it.
+    """The directory of the task's files: the task's own folder in `data`, or `data` itself.
 
     What is missing in the default directory is downloaded; None if there is no network.
     Raises InputError if a directory that was asked for lacks the files.
     """
-    for folder in (Path(data, spec.folder), Path(data)):
+    own = Path(data, spec.folder)
+    for folder in (own, Path(data)):
         if (folder / "train.tsv").is_file():
             return folder
-    if data != DEFAULT_DATA:
-        raise InputError(f"{Path(data, spec.folder)}: expected train.tsv and dev.tsv there, found neither")
+    expect(data == DEFAULT_DATA, f"{own}: expected train.tsv and {spec.files[0]}.tsv there, found neither")
     try:
-        archive = download(GLUE_ADDRESS + spec.archive, spec.md5, Path(data))
+        download(urljoin(GLUE_ADDRESS, spec.archive), spec.md5, own)
     except OSError as error:
         print(f"{spec.folder} is not in {data}/ and cannot be downloaded: {error}", file=sys.stderr)
         return None
-    folder = Path(data, spec.folder)
-    folder.mkdir(exist_ok=True)
-    with zipfile.ZipFile(archive) as source:
-        for name in ("dev.tsv", "test.tsv", "train.tsv"):  # train.tsv last: where it is, the others are
-            part = folder / (name + ".part")
-            part.write_bytes(source.read(f"{spec.folder}/{name}"))
-            os.replace(part, folder / name)
-    archive.unlink()
-    return folder
+    return own
 
 
-def download(address: str, md5: str, folder: Path, timeout: float = 10.0) -> Path:
-    """Fetch a file into the folder; under its own name it stands there only whole and checked.
+def download(address: str, md5: str | None, folder: Path, timeout: float = 10.0):
+    """Fetch a zip that holds the folder, or MRPC's text file; the folder appears whole and checked, or not at all.
 
     Raises OSError without a network, InputError on a wrong checksum.
     """
-    target = folder / address.rsplit("/", 1)[1]
-    part, digest = target.with_suffix(".part"), hashlib.md5()
+    digest, name = hashlib.md5(), address.rsplit("/", 1)[1]
     with urllib.request.urlopen(address, timeout=timeout) as response:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("wb") as file:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent) as temporary:
+            archive, whole = Path(temporary, name), Path(temporary, folder.name)
+            with archive.open("wb") as file:
                 while chunk := response.read(1 << 20):
                     file.write(chunk)
                     digest.update(chunk)
-                    print(f"\r{target.name}: {file.tell() / 1e6:.0f} MB", end="", file=sys.stderr)
+                    print(f"\r{name}: {file.tell() / 1e6:.0f} MB", end="", file=sys.stderr)
             print(file=sys.stderr)
-            if digest.hexdigest() != md5:
-                raise InputError(f"{address}: expected the MD5 checksum {md5}, found {digest.hexdigest()}")
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
-    return target
+            found = digest.hexdigest()
+            expect(md5 in (None, found), f"{address}: expected the MD5 checksum {md5}, found {found}")
+            if archive.suffix == ".zip":
+                shutil.unpack_archive(archive, temporary)  # leaves out whatever would land elsewhere
+            else:
+                split_mrpc(archive, whole)
+            os.replace(whole, folder)
+
+
+def split_mrpc(file: Path, folder: Path):
+    """MRPC is published without a dev set: the last 408 rows of its training file become one. (GLUE drew others.)"""
+    header, *rows = file.read_bytes().splitlines(keepends=True)
+    folder.mkdir()
+    (folder / "dev.tsv").write_bytes(header + b"".join(rows[-408:]))
+    (folder / "train.tsv").write_bytes(header + b"".join(rows[:-408]))
 
 
 # ---------------------------------------------------------------- tokens and batches
 
 
-def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
+def add_noise(sentence: str, p: float, rng=None) -> str:
+    """The sentence with each word replaced by "noise_word" with probability p; punctuation stays."""
+    rng = np.random.default_rng() if rng is None else rng
+    return re.sub(r"\w[\w'-]*", lambda word: "noise_word" if rng.random() < p else word[0], sentence)
+
+
+def noisy(split: Split, p: float, seed: int) -> Split:
+    """The split with word noise in all its sentences, a function of the seed."""
+    rng = np.random.default_rng([seed, 6])
+    change = lambda text: add_noise(text, p, rng) if isinstance(text, str) else tuple(map(change, text))  # noqa: E731
+    return Split([change(text) for text in split.texts], split.labels)
+
+
+def train_tokenizer(texts: list[str], vocab_size: int = 8000) -> Tokenizer:
     """A lower-casing WordPiece tokeniser learnt from the texts: [CLS] A [SEP], or [CLS] A [SEP] B [SEP]."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    characters = sorted({c for text in texts for c in tokenizer.normalizer.normalize_str(text) if not c.isspace()})
+    tokenizer = BertWordPieceTokenizer()
+    characters = sorted({c for text in texts for c in tokenizer.normalize(text) if not c.isspace()})
     # Left to itself the trainer numbers "##x" in the order of a hash table, another one each time.
     first = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] + ["##" + c for c in characters]
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    learnt = Tokenizer(models.WordPiece(tokenizer.get_vocab(), unk_token="[UNK]"))
-    learnt.normalizer, learnt.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
-    learnt.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return learnt
+    settings = {"min_frequency": 0, "limit_alphabet": len(characters), "special_tokens": first, "show_progress": False}
+    tokenizer.train_from_iterator(texts, vocab_size, **settings)
+    return Tokenizer.from_str(BertWordPieceTokenizer(tokenizer.get_vocab()).to_str())
+
+
+def read_tokenizer(directory: str) -> Tokenizer:
+    """A published checkpoint's own: tokenizer.json, or vocab.txt (WordPiece), or vocab.json and merges.txt.
+
+    The last are RoBERTa's byte-level BPE: <s> A </s>, or <s> A </s></s> B </s>. Raises InputError.
+    """
+    folder = Path(directory)
+    try:
+        if (folder / "tokenizer.json").exists():
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            tokenizer.no_padding()
+            return tokenizer
+        if (folder / "vocab.txt").exists():
+            settings = folder / "tokenizer_config.json"
+            lowercase = not settings.exists() or json.loads(settings.read_text()).get("do_lower_case", True)
+            made = BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lowercase)
+        else:
+            made = ByteLevelBPETokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+            ends = [(token, made.token_to_id(token)) for token in ("</s>", "<s>")]
+            made.post_processor = processors.RobertaProcessing(*ends, add_prefix_space=False)
+        return Tokenizer.from_str(made.to_str())
+    except Exception as error:  # the package raises nothing narrower
+        files = "tokenizer.json, vocab.txt, or vocab.json and merges.txt"
+        raise InputError(f"{folder}: expected a tokeniser in {files} ({error})") from None
 
 
 @dataclass
 class Encoded:
     """A split in the ids of one vocabulary, padded on the right; `batch` cuts the padding down."""
 
-    ids: np.ndarray  # (N, T) token ids
-    types: np.ndarray  # (N, T) 0 for the first sentence, 1 for the second
+    inputs: dict[str, np.ndarray]  # input_ids, attention_mask, token_type_ids: (N, T)
     lengths: np.ndarray  # (N,) real tokens of each
     labels: np.ndarray  # (N,)
 
-    def __len__(self):
-        return len(self.ids)
+    def __getitem__(self, rows) -> "Encoded":
+        inputs = {name: array[rows] for name, array in self.inputs.items()}
+        return Encoded(inputs, self.lengths[rows], self.labels[rows])
 
     def batch(self, rows: np.ndarray, device="cpu") -> tuple[dict, torch.Tensor]:
         """(inputs, labels) of the rows, padded to the longest of them: (B, T) and (B,)."""
-        T = self.lengths[rows].max()
-        arrays = {
-            "input_ids": self.ids[rows, :T],
-            "attention_mask": np.arange(T) < self.lengths[rows, None],
-            "token_type_ids": self.types[rows, :T],
-        }
+        arrays = {name: array[rows, : self.lengths[rows].max()] for name, array in self.inputs.items()}
         inputs = {name: torch.from_numpy(array.astype(np.int64)).to(device) for name, array in arrays.items()}
         return inputs, torch.from_numpy(self.labels[rows]).to(device)
 
 
-def encode(tokenizer: Tokenizer, split: Split, max_length: int = 128) -> Encoded:
-    """The split in the tokeniser's ids; what is longer than max_length tokens is cut. Unknown labels become 0."""
-    tokenizer.enable_truncation(max_length)
-    found = tokenizer.encode_batch(split.texts if split.pairs is None else list(zip(split.texts, split.pairs)))
+def encode(tokenizer: Tokenizer, split: Split, max_length: int = MAX_LENGTH) -> Encoded:
+    """The split in the tokeniser's ids, of examples cut to max_length tokens, at most MAX_LENGTH. Unknown labels are 0."""
+    tokenizer.enable_truncation(min(max_length, MAX_LENGTH))
+    found = tokenizer.encode_batch(split.texts)
     lengths = np.array([len(one.ids) for one in found])
-    ids, types = (np.zeros((len(found), lengths.max()), dtype=np.int32) for _ in range(2))
+    names = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+    inputs = {name: np.zeros((len(found), lengths.max()), np.int32) for name in names}
     for row, one in enumerate(found):
-        ids[row, : len(one.ids)] = one.ids
-        types[row, : len(one.ids)] = one.type_ids
-    return Encoded(ids, types, lengths, np.zeros(len(found), int) if split.labels is None else split.labels)
+        for name, array in inputs.items():
+            array[row, : lengths[row]] = getattr(one, names[name])
+    return Encoded(inputs, lengths, np.zeros(len(found), int) if split.labels is None else split.labels)
 
 
-class Batches:
-    """The endless stream of training batches, as a sequence: number `step` depends on the seed and step alone.
+def batches_of(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """One epoch's batches, each the rows of its examples: a fresh shuffle of all, a function of seed and epoch.
 
-    Each epoch is a fresh shuffle. Within pools of POOL batches sentences are sorted by length,
-    so that a batch holds little padding; the batches then come in random order.
+    Within pools of POOL batches examples are sorted by length, so that a batch holds little
+    padding; the batches then come in random order.
     """
-
-    POOL = 50
-
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int):
-        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
-        self.per_epoch = -(-len(lengths) // batch_size)
-        self.epoch, self.order = -1, []
-
-    def __getitem__(self, step: int) -> np.ndarray:
-        epoch, place = divmod(step, self.per_epoch)
-        if epoch != self.epoch:
-            self.epoch, self.order = epoch, self._shuffled(np.random.default_rng([self.seed, 4, epoch]))
-        return self.order[place]
-
-    def _shuffled(self, rng) -> list[np.ndarray]:
-        rows, pool, size = rng.permutation(len(self.lengths)), self.POOL * self.batch_size, self.batch_size
-        pools = [rows[i : i + pool] for i in range(0, len(rows), pool)]
-        sorted_rows = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in pools])
-        batches = [sorted_rows[i : i + size] for i in range(0, len(rows), size)]
-        return [batches[i] for i in rng.permutation(len(batches))]
+    rng = np.random.default_rng([seed, 4, epoch])
+    rows, pool = rng.permutation(len(lengths)), POOL * batch_size
+    pools = [rows[i : i + pool] for i in range(0, len(rows), pool)]
+    rows = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in pools])
+    batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def sample_quiz(labels: np.ndarray, size: int, seed: int, step: int) -> np.ndarray:
     """Rows of a quiz batch, drawn evenly over the classes there are; with repetition where a class runs short."""
     rng = np.random.default_rng([seed, 5, step])
+    labels = np.zeros(len(labels)) if labels.dtype.kind == "f" else labels  # a regression has no classes
     classes = rng.permutation(np.unique(labels))
     shares = [len(part) for part in np.array_split(np.arange(size), len(classes))]
     rows = [np.flatnonzero(labels == label) for label in classes]
@@ -349,7 +378,7 @@ BUILTIN_SIZES = (1800, 1000, 2000)  # train (with the quiz), dev, test
 BUILTIN_QUIZ_SIZE = 300
 BUILTIN_LABEL_NOISE = 0.4
 BUILTIN_BANNER = """\
-=== BUILT-IN DATA ===  Film reviews from a small grammar: these numbers are not SST-2's.
+=== BUILT-IN DATA ===  Film reviews from a small grammar: these numbers are not {task}'s.
 Careless raters: {share:.0%} of the training labels are wrong. Quiz, dev and test labels are right.
 """
 
@@ -366,8 +395,8 @@ CONTRASTING = ("{other} but {same}", "although {other} , {same}")  # the clause 
 SCOPED = ("nobody can claim that {other}", "it is not true that {other}")  # the whole clause is denied
 
 
-def builtin_reviews() -> list[Split]:
-    """Train, dev and test of the built-in task: reviews from a small grammar, with their right labels.
+def builtin_reviews() -> dict[str, Split]:
+    """{"train": ..., "dev": ..., "test": ...} of the built-in task: reviews from a small grammar, rightly labelled.
 
     Words carry sentiment (PRAISE, BLAME) and composition corrects it: a denied word means its
     opposite, in a contrast one side wins, a denied clause is turned round whatever it holds.
@@ -378,7 +407,8 @@ def builtin_reviews() -> list[Split]:
         label = len(reviews) % 2
         reviews.setdefault(_review(rng, label), label)
     everything = Split(list(reviews), np.array(list(reviews.values())))
-    return [everything[rows] for rows in np.split(rng.permutation(len(reviews)), np.cumsum(BUILTIN_SIZES)[:-1])]
+    parts = np.split(rng.permutation(len(reviews)), np.cumsum(BUILTIN_SIZES)[:-1])
+    return {name: everything[rows] for name, rows in zip(("train", "dev", "test"), parts)}
 
 
 def _review(rng, label: int) -> str:

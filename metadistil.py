@@ -8,7 +8,8 @@ then the meta-gradient, in three ways that agree.
 Symbols: theta_S, theta_T are the parameters of student and teacher; theta_S_prime those
 of the student's copy after the pilot update; z_S, z_T logits; B the batch size, K the
 number of classes. `batch` and `quiz` are pairs (inputs, labels), where `inputs` is what
-the model's forward takes: a tensor, or a dict of tensors.
+the model's forward takes: a tensor, or a dict of keyword arguments. A model returns logits, or
+the pair (logits, hidden states to be matched). `**soft` are alpha, temperature and beta of `inner_loss`.
 """
 
 from collections.abc import Mapping
@@ -18,8 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
+from torch.nn import functional as F
 
-META_GRADIENT_MODES = ("second_order", "jvp", "finite_difference")
+MODES = ("second_order", "jvp", "finite_difference")
 
 
 # ---------------------------------------------------------------- losses, by hand
@@ -65,16 +67,31 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, alph
     outputs. Raises ValueError on logits of different shapes, alpha outside [0, 1] or a
     temperature that is not positive.
     """
-    if student_logits.shape != teacher_logits.shape:
+    if student_logits.shape != teacher_logits.shape or not 0 <= alpha <= 1 or not temperature > 0:
         shapes = f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
-        raise ValueError(f"student and teacher logits must have one shape, not {shapes}")
-    if not 0 <= alpha <= 1 or not temperature > 0:
-        raise ValueError(f"expected alpha in [0, 1] and temperature above 0, not {alpha=}, {temperature=}")
+        expected = "expected logits of one shape, alpha in [0, 1] and temperature above 0"
+        raise ValueError(f"{expected}, not {shapes}, {alpha=}, {temperature=}")
     if labels.is_floating_point():
         soft = (student_logits - teacher_logits).square().mean()
     else:
         soft = soft_loss(student_logits, teacher_logits, temperature)
     return alpha * soft + (1 - alpha) * hard_loss(student_logits, labels)
+
+
+def pkd_loss(student_states: Tensor, teacher_states: Tensor) -> Tensor:
+    """Patient KD's second term: the squared distance of normalised hidden states (B, M, D), M layers of width D.
+
+    Sun et al. 2019, equation 7; the mean over B, M and D, as their code has it -> scalar.
+    """
+    difference = F.normalize(student_states, dim=-1) - F.normalize(teacher_states, dim=-1)
+    return difference.square().mean()
+
+
+def inner_loss(student_outputs, teacher_outputs, labels, alpha=0.5, temperature=2.0, beta=0.0) -> Tensor:
+    """L_S of what the networks return, as `forward` has it: kd_loss of logits, and of states β pkd_loss -> scalar."""
+    (student_logits, *student_states), (teacher_logits, *teacher_states) = student_outputs, teacher_outputs
+    loss = kd_loss(student_logits, teacher_logits, labels, alpha, temperature)
+    return loss + beta * sum(map(pkd_loss, student_states, teacher_states))
 
 
 def average_logits(list_of_teacher_logits: list[Tensor]) -> Tensor:
@@ -85,22 +102,21 @@ def average_logits(list_of_teacher_logits: list[Tensor]) -> Tensor:
 # ---------------------------------------------------------------- running the networks
 
 
-def forward(model: nn.Module, inputs, theta: dict[str, Tensor] | None = None) -> Tensor:
-    """Logits (B, K) of the model, or of what it would be with the parameters theta.
+def forward(model: nn.Module, inputs, theta: dict[str, Tensor] | None = None) -> tuple[Tensor, ...]:
+    """The outputs of the model, or of what it would be with the parameters theta: (logits,) or (logits, states).
 
     With theta the call is pure: buffers are cloned, so the running statistics of a
     BatchNorm layer stay as they are.
     """
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
-    if theta is None:
-        return model(*args, **kwargs)
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    return functional_call(model, (theta, buffers), args, kwargs)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()} if theta is not None else {}
+    outputs = functional_call(model, {**(theta or {}), **buffers}, args, kwargs)
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def teach(teachers: list[nn.Module], inputs) -> Tensor:
-    """The teachers' averaged logits (B, K). A teacher is always in eval mode."""
-    return average_logits([forward(teacher.eval(), inputs) for teacher in teachers])
+def teach(teachers: list[nn.Module], inputs) -> tuple[Tensor, ...]:
+    """The outputs of the teachers, averaged. A teacher is always in eval mode."""
+    return tuple(map(average_logits, zip(*[forward(teacher.eval(), inputs) for teacher in teachers])))
 
 
 @contextmanager
@@ -119,27 +135,23 @@ def without_dropout(student: nn.Module):
 # ---------------------------------------------------------------- Algorithm 1
 
 
-def pilot_update(
-    student, batch, teacher_logits, pilot_lr, alpha=0.5, temperature=2.0, *, create_graph=True, trace=None
-) -> dict[str, Tensor]:
+def pilot_update(student, batch, teacher_logits, pilot_lr, *, create_graph=True, trace=None, **soft):
     """Algorithm 1, pilot update: θ′_S = θ_S − λ ∇_{θ_S} L_S(x; θ_S, θ_T), on a copy.
 
-    Returns theta_S_prime by parameter name; the student is untouched. With `create_graph`
-    theta_S_prime is differentiable in teacher_logits (B, K).
+    Returns theta_S_prime by parameter name; the student is untouched. With `create_graph` it is
+    differentiable in teacher_logits (B, K), which may also be a teacher's outputs (logits, states).
     """
     inputs, labels = batch
     theta_S = {n: p.detach().requires_grad_() for n, p in student.named_parameters() if p.requires_grad}
     with without_dropout(student):
-        student_logits = forward(student, inputs, theta_S)  # (B, K)
-    inner_loss = kd_loss(student_logits, teacher_logits, labels, alpha, temperature)
-    gradient = torch.autograd.grad(
-        inner_loss,
-        list(theta_S.values()),
-        create_graph=create_graph,  # keep ∂θ′_S/∂θ_T alive: without it no gradient reaches the teacher
-        materialize_grads=True,
-    )
-    record(trace, student_logits=student_logits, inner_loss=inner_loss, pilot_gradient=dict(zip(theta_S, gradient)))
-    return {name: theta.detach() - pilot_lr * g for (name, theta), g in zip(theta_S.items(), gradient)}
+        z_S = forward(student, inputs, theta_S)
+    z_T = teacher_logits if isinstance(teacher_logits, tuple) else (teacher_logits,)
+    loss = inner_loss(z_S, z_T, labels, **soft)
+    # create_graph keeps ∂θ′_S/∂θ_T alive: without it no gradient reaches the teacher.
+    found = torch.autograd.grad(loss, list(theta_S.values()), create_graph=create_graph, materialize_grads=True)
+    gradient = dict(zip(theta_S, found))
+    record(trace, student_logits=z_S[0], inner_loss=loss, pilot_gradient=gradient)
+    return {name: theta.detach() - pilot_lr * gradient[name] for name, theta in theta_S.items()}
 
 
 def meta_update(student, teachers, batch, quiz, teacher_optimizer, **settings) -> "MetaGradient":
@@ -155,7 +167,7 @@ def meta_update(student, teachers, batch, quiz, teacher_optimizer, **settings) -
     return result
 
 
-def real_update(student, teachers, batch, student_optimizer, alpha=0.5, temperature=2.0) -> Tensor:
+def real_update(student, teachers, batch, student_optimizer, **soft) -> Tensor:
     """Algorithm 1, real update: θ_S ← θ_S − η ∇_{θ_S} L_S(x; θ_S, θ_T), the step taken by the student's optimiser.
 
     The student, still where it stood before the pilot, learns in train mode from the teacher
@@ -163,13 +175,10 @@ def real_update(student, teachers, batch, student_optimizer, alpha=0.5, temperat
     plain fine-tuning. Returns the loss.
     """
     inputs, labels = batch
-    student_logits = forward(student.train(), inputs)  # (B, K)
-    if teachers:
-        with torch.no_grad():
-            teacher_logits = teach(teachers, inputs)  # (B, K)
-        loss = kd_loss(student_logits, teacher_logits, labels, alpha, temperature)
-    else:
-        loss = hard_loss(student_logits, labels)
+    z_S = forward(student.train(), inputs)
+    with torch.no_grad():
+        z_T = teach(teachers, inputs)
+    loss = inner_loss(z_S, z_T, labels, **soft) if teachers else hard_loss(z_S[0], labels)
     student_optimizer.zero_grad()
     loss.backward()
     student_optimizer.step()
@@ -177,63 +186,70 @@ def real_update(student, teachers, batch, student_optimizer, alpha=0.5, temperat
 
 
 def metadistil_step(
-    student, teachers, batch, quiz, student_optimizer, teacher_optimizer, *, alpha=0.5, temperature=2.0, **settings
-) -> tuple[Tensor, "MetaGradient"]:
-    """One turn of Algorithm 1's loop. Returns the real update's loss, and what `meta_gradient` returned."""
-    soft = {"alpha": alpha, "temperature": temperature}
-    result = meta_update(student, teachers, batch, quiz, teacher_optimizer, **soft, **settings)
-    return real_update(student, teachers, batch, student_optimizer, **soft), result
+    student, teachers, batch, quiz, student_optimizer, teacher_optimizer,
+    *, pilot_lr, mode="second_order", trace=None, keep_pilot=False, **soft,
+) -> tuple[Tensor, "MetaGradient"]:  # fmt: skip
+    """One turn of Algorithm 1's loop. Returns the real update's loss, and what `meta_gradient` returned.
+
+    With `keep_pilot`, an ablation, the student stays where the pilot took it instead of going
+    back for the real update, and the loss returned is that of the quiz.
+    """
+    settings = soft | {"pilot_lr": pilot_lr, "mode": mode, "trace": trace}
+    result = meta_update(student, teachers, batch, quiz, teacher_optimizer, **settings)
+    if not keep_pilot:
+        return real_update(student, teachers, batch, student_optimizer, **soft), result
+    student.load_state_dict(result.theta_S_prime, strict=False)
+    return result.quiz_loss, result
 
 
 # ---------------------------------------------------------------- the meta-gradient
 
 
 class MetaGradient(NamedTuple):
-    """What the quiz said: its loss, and which way it would have the teachers move."""
+    """What the quiz said: its loss, where it was sat, and which way it would have the teachers move."""
 
     quiz_loss: Tensor  # L_q at θ′_S, a scalar
     grads: list[Tensor]  # ∇_{θ_T} L_q: one per teacher parameter, in teacher.parameters() order, teacher after teacher
+    theta_S_prime: dict[str, Tensor]  # by parameter name, without its graph
 
 
-def meta_gradient(
-    student, teachers, batch, quiz, *, pilot_lr, alpha=0.5, temperature=2.0, mode="second_order", trace=None
-) -> MetaGradient:
+def meta_gradient(student, teachers, batch, quiz, *, pilot_lr, mode="second_order", trace=None, **soft) -> MetaGradient:
     """∇_{θ_T} L_q(θ′_S(θ_T)) = −λ (∂²L_S / ∂θ_T ∂θ_S) v, with v = ∇_{θ′_S} L_q.
 
     `mode` says how the mixed second derivative is contracted with v: "second_order" through
     the graph of the pilot gradient; "jvp", as exact, and "finite_difference", approximate,
-    through ż_S = J_S v, for the teacher enters L_S by its logits alone: ⟨v, ∇_{θ_S} L_S⟩ =
+    through ż_S = J_S v, for the teacher enters L_S by its outputs alone: ⟨v, ∇_{θ_S} L_S⟩ =
     ⟨ż_S, ∂L_S/∂z_S⟩. Teachers are put in eval mode; no parameter, buffer or `.grad` changes.
     A parameter that requires no gradient gets a zero. A dict passed as `trace` is filled with
     every intermediate derivative. Raises ValueError on an unknown mode.
     """
-    if mode not in META_GRADIENT_MODES:
-        raise ValueError(f"expected a meta-gradient mode of {META_GRADIENT_MODES}, not {mode!r}")
+    if mode not in MODES:
+        raise ValueError(f"expected a meta-gradient mode of {MODES}, not {mode!r}")
     exact_graph = mode == "second_order"
-    z_T = teach(teachers, batch[0])  # (B, K), with its graph back to theta_T
-    z_T_seen = z_T if exact_graph else z_T.detach()
-    theta_S_prime = pilot_update(
-        student, batch, z_T_seen, pilot_lr, alpha, temperature, create_graph=exact_graph, trace=trace
-    )
+    z_T = teach(teachers, batch[0])  # with its graph back to theta_T
+    z_T_seen = z_T if exact_graph else tuple(part.detach() for part in z_T)
+    theta_S_prime = pilot_update(student, batch, z_T_seen, pilot_lr, create_graph=exact_graph, trace=trace, **soft)
     quiz_loss, v = quiz_gradient(student, theta_S_prime, quiz)
     if exact_graph:
         outputs, cotangents = list(theta_S_prime.values()), list(v.values())
     else:
-        z_S, z_S_dot = student_tangent(student, batch[0], v, mode)  # both (B, K)
-        inner_loss = kd_loss(z_S.requires_grad_(), z_T, batch[1], alpha, temperature)
+        z_S, z_S_dot = student_tangent(student, batch[0], v, mode)
+        leaves = [part.requires_grad_() for part in z_S]
         # What is left of the second order lives in the loss head, on tensors of shape (B, K).
-        outputs, cotangents = torch.autograd.grad(inner_loss, [z_S], create_graph=True), [-pilot_lr * z_S_dot]
-        record(trace, student_logits_dot=z_S_dot)
+        outputs = torch.autograd.grad(inner_loss(leaves, z_T, batch[1], **soft), leaves, create_graph=True)
+        cotangents = [-pilot_lr * part for part in z_S_dot]
+        record(trace, student_logits_dot=z_S_dot[0])
     theta_T = parameters_of(teachers)
     learning = [theta for theta in theta_T if theta.requires_grad]
-    found = iter(torch.autograd.grad(outputs, learning, grad_outputs=cotangents, materialize_grads=True))
+    found = iter(torch.autograd.grad(outputs, learning, cotangents, materialize_grads=True) if learning else ())
     grads = [next(found) if theta.requires_grad else torch.zeros_like(theta) for theta in theta_T]
+    theta_S_prime = {name: theta.detach() for name, theta in theta_S_prime.items()}
     if trace is not None:
         before, _ = quiz_gradient(student, dict(student.named_parameters()), quiz)
         names = [f"{i}.{name}" for i, teacher in enumerate(teachers) for name, _ in teacher.named_parameters()]
-        record(trace, teacher_logits=z_T, theta_S_prime=theta_S_prime, quiz_loss_before=before)
-        record(trace, quiz_loss_after=quiz_loss, v=v, meta_gradient=dict(zip(names, grads)))
-    return MetaGradient(quiz_loss, grads)
+        record(trace, teacher_logits=z_T[0], theta_S_prime=theta_S_prime, v=v, meta_gradient=dict(zip(names, grads)))
+        record(trace, quiz_loss_before=before, quiz_loss_after=quiz_loss)
+    return MetaGradient(quiz_loss, grads, theta_S_prime)
 
 
 def quiz_gradient(student, theta_S_prime, quiz) -> tuple[Tensor, dict[str, Tensor]]:
@@ -241,13 +257,13 @@ def quiz_gradient(student, theta_S_prime, quiz) -> tuple[Tensor, dict[str, Tenso
     inputs, labels = quiz
     theta = {name: value.detach().requires_grad_() for name, value in theta_S_prime.items()}
     with without_dropout(student):
-        quiz_loss = hard_loss(forward(student, inputs, theta), labels)
+        quiz_loss = hard_loss(forward(student, inputs, theta)[0], labels)
     v = torch.autograd.grad(quiz_loss, list(theta.values()), materialize_grads=True)
     return quiz_loss.detach(), dict(zip(theta, v))
 
 
-def student_tangent(student, inputs, v, mode="jvp") -> tuple[Tensor, Tensor]:
-    """z_S (B, K) and ż_S = J_S v (B, K): how the logits move when θ_S moves along v.
+def student_tangent(student, inputs, v, mode="jvp") -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """z_S and ż_S = J_S v: the student's outputs, and how they move when θ_S moves along v.
 
     By one forward-mode product ("jvp"), or by central differences along v
     ("finite_difference"), with a step scaled by 1/‖v‖.
@@ -260,11 +276,11 @@ def student_tangent(student, inputs, v, mode="jvp") -> tuple[Tensor, Tensor]:
         limits = torch.finfo(norm.dtype)
         # The cube root balances rounding (grows as 1/ε) against curvature (grows as ε²); 0.2 was measured best.
         epsilon = 0.2 * limits.eps ** (1 / 3) / norm.clamp_min(limits.tiny)
-        ahead, behind = (
+        behind, z_S, ahead = (
             forward(student, inputs, {name: theta_S[name] + step * v[name] for name in v})
-            for step in (epsilon, -epsilon)
+            for step in (-epsilon, 0, epsilon)
         )
-        return forward(student, inputs, theta_S), (ahead - behind) / (2 * epsilon)
+        return z_S, tuple((front - back) / (2 * epsilon) for front, back in zip(ahead, behind))
 
 
 def parameters_of(teachers) -> list[Tensor]:

@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 
 import data
-from data import Batches, InputError, load_task
+from data import InputError, load_task
 
 
 def write_glue(folder, train=None, dev=None, test=None):
@@ -52,7 +52,7 @@ def test_builtin_reviews_mean_what_their_labels_say():
                 return clause(text.split(link)[wins])
         return clause(text)
 
-    splits = data.builtin_reviews()
+    splits = list(data.builtin_reviews().values())
     assert [len(split) for split in splits] == [1800, 1000, 2000]
     for split in splits:
         assert [read(text) for text in split.texts] == split.labels.tolist()
@@ -61,7 +61,7 @@ def test_builtin_reviews_mean_what_their_labels_say():
 
 def test_words_alone_do_not_decide_the_builtin_label():
     """Counting praise against blame is better than chance, yet far from right: composition is needed."""
-    _, _, test = data.builtin_reviews()
+    test = data.builtin_reviews()["test"]
     votes = [sum((w in data.PRAISE) - (w in data.BLAME) for w in text.split()) for text in test.texts]
     right = np.mean([(0.5 if vote == 0 else (vote > 0) == label) for vote, label in zip(votes, test.labels)])
     assert 0.6 < right < 0.9
@@ -70,7 +70,7 @@ def test_words_alone_do_not_decide_the_builtin_label():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_splits_are_disjoint_and_a_function_of_the_seed(seed):
     one, two = (load_task("sst2", "builtin", seed=seed) for _ in range(2))
-    splits = {name: set(getattr(one, name).keys()) for name in ("train", "quiz", "dev", "test")}
+    splits = {name: set(getattr(one, name).texts) for name in ("train", "quiz", "dev", "test")}
     assert sum(map(len, splits.values())) == len(set().union(*splits.values())) == 4800
     assert one.train.texts == two.train.texts and (one.train.labels == two.train.labels).all()
     assert set(load_task("sst2", "builtin", seed=seed + 5).quiz.texts) != set(one.quiz.texts)
@@ -79,7 +79,7 @@ def test_splits_are_disjoint_and_a_function_of_the_seed(seed):
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_label_noise_flips_its_share_of_the_training_labels_alone(share):
     clean, noisy = (load_task("sst2", "builtin", seed=3, label_noise=noise) for noise in (0, share))
-    truth = {text: label for split in data.builtin_reviews() for text, label in zip(split.texts, split.labels)}
+    truth = {text: label for split in data.builtin_reviews().values() for text, label in zip(split.texts, split.labels)}
     assert noisy.train.texts == clean.train.texts
     assert (noisy.train.labels != clean.train.labels).mean() == share
     for split in (clean.train, noisy.quiz, noisy.dev, noisy.test):
@@ -88,9 +88,9 @@ def test_label_noise_flips_its_share_of_the_training_labels_alone(share):
 
 def test_default_noise_is_what_the_banner_says():
     task = load_task("sst2", "builtin")
-    truth = dict(zip(*(getattr(data.builtin_reviews()[0], name) for name in ("texts", "labels"))))
+    truth = dict(zip(*(getattr(data.builtin_reviews()["train"], name) for name in ("texts", "labels"))))
     wrong = np.mean([truth[text] != label for text, label in zip(task.train.texts, task.train.labels)])
-    assert wrong == pytest.approx(task.label_noise) and f"{wrong:.0%}" in data.BUILTIN_BANNER.format(share=wrong)
+    assert wrong == pytest.approx(task.label_noise) and f"{wrong:.0%}" in data.BUILTIN_BANNER.format(share=wrong, task="SST-2")
 
 
 def test_flipped_labels_of_many_classes_are_other_classes():
@@ -219,11 +219,11 @@ def test_tokens():
     pad, cls, sep = (tokenizer.token_to_id(token) for token in ("[PAD]", "[CLS]", "[SEP]"))
     the, plot, dull = (tokenizer.token_to_id(token) for token in ("the", "plot", "dull"))
     single = data.encode(tokenizer, data.Split(["The PLOT", "dull"], np.array([1, 0])))
-    assert single.ids.tolist() == [[cls, the, plot, sep], [cls, dull, sep, pad]] and single.lengths.tolist() == [4, 3]
-    pair = data.encode(tokenizer, data.Split(["the"], None, ["dull plot"]))
-    assert pair.ids.tolist() == [[cls, the, sep, dull, plot, sep]] and pair.types.tolist() == [[0, 0, 0, 1, 1, 1]]
+    assert single.inputs["input_ids"].tolist() == [[cls, the, plot, sep], [cls, dull, sep, pad]] and single.lengths.tolist() == [4, 3]
+    pair = data.encode(tokenizer, data.Split([("the", "dull plot")], None))
+    assert pair.inputs["input_ids"].tolist() == [[cls, the, sep, dull, plot, sep]] and pair.inputs["token_type_ids"].tolist() == [[0, 0, 0, 1, 1, 1]]
     cut = data.encode(tokenizer, data.Split(["the plot is dull"], None), max_length=4)
-    assert cut.ids.tolist() == [[cls, the, plot, sep]]
+    assert cut.inputs["input_ids"].tolist() == [[cls, the, plot, sep]]
 
 
 def test_a_batch_is_padded_to_its_own_longest():
@@ -236,19 +236,19 @@ def test_a_batch_is_padded_to_its_own_longest():
 
 def test_the_tokeniser_is_the_same_in_every_process():
     """The trainer's hash tables differ from process to process; the vocabulary must not."""
-    code = "import data; print(sorted(data.train_tokenizer(data.builtin_reviews()[0].texts, 250).get_vocab().items()))"
+    code = "import data; print(sorted(data.train_tokenizer(data.builtin_reviews()['train'].texts, 250).get_vocab().items()))"
     runs = [subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True) for _ in range(3)]
     assert runs[0].stdout == runs[1].stdout == runs[2].stdout and len(runs[0].stdout) > 1000
 
 
-def test_batches_cover_each_epoch_once_and_depend_on_seed_and_step_alone():
+def test_batches_cover_each_epoch_once_and_depend_on_seed_and_epoch_alone():
     lengths = np.random.default_rng(0).integers(3, 30, size=1001)
-    batches, epochs = Batches(lengths, 10, seed=4), []
-    for epoch in range(2):
-        epochs.append([batches[epoch * batches.per_epoch + i].tolist() for i in range(batches.per_epoch)])
-        assert sorted(row for batch in epochs[-1] for row in batch) == list(range(1001))
-    assert epochs[0] != epochs[1]
-    assert Batches(lengths, 10, seed=4)[150].tolist() == epochs[1][150 - 101]  # straight into the second epoch
+    epochs = [data.batches_of(lengths, 10, 4, epoch) for epoch in (0, 1, 0)]
+    for batches in epochs:
+        assert sorted(row for batch in batches for row in batch) == list(range(1001))
+        assert max(map(len, batches)) == 10 and len(batches) == 101
+    one, other, again = ([batch.tolist() for batch in batches] for batches in epochs)
+    assert one == again and one != other
     padded = sum(len(batch) * lengths[batch].max() for batch in epochs[0])
     assert padded / lengths.sum() < 1.1
 

@@ -12,7 +12,7 @@ import metadistil
 import models
 from metadistil import kd_loss, meta_gradient, pilot_update
 
-MODES = metadistil.META_GRADIENT_MODES
+MODES = metadistil.MODES
 
 
 def flat(tensors):
@@ -321,7 +321,7 @@ def test_real_update_is_a_step_of_distillation_or_of_fine_tuning():
         gradients = torch.autograd.grad(loss, list(theta_S.values()), materialize_grads=True)
         expected = {name: (p - 0.1 * g).detach() for (name, p), g in zip(theta_S.items(), gradients)}
         optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
-        found = metadistil.real_update(student, listened_to, batch, optimizer, 0.6, 2.5)
+        found = metadistil.real_update(student, listened_to, batch, optimizer, alpha=0.6, temperature=2.5)
         torch.testing.assert_close(found, loss.detach())
         for name, parameter in student.named_parameters():
             torch.testing.assert_close(parameter.detach(), expected[name])

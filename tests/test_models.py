@@ -14,12 +14,11 @@ def test_block_equals_torchs_transformer_layer():
     twin = torch.nn.TransformerEncoderLayer(
         16, 4, 40, activation="gelu", norm_first=False, batch_first=True, layer_norm_eps=SMALL.layer_norm_eps
     ).eval().double()  # fmt: skip
-    attention = block.attention
-    qkv = (attention.query, attention.key, attention.value)
+    qkv = (block.query, block.key, block.value)
     with torch.no_grad():
         twin.self_attn.in_proj_weight.copy_(torch.cat([part.weight for part in qkv]))
         twin.self_attn.in_proj_bias.copy_(torch.cat([part.bias for part in qkv]))
-        pairs = [(twin.self_attn.out_proj, attention.output), (twin.linear1, block.feed_in), (twin.linear2, block.feed_out)]
+        pairs = [(twin.self_attn.out_proj, block.output), (twin.linear1, block.feed_in), (twin.linear2, block.feed_out)]
         pairs += [(twin.norm1, block.attention_norm), (twin.norm2, block.feed_norm)]
         for theirs, ours in pairs:
             theirs.load_state_dict(ours.state_dict())
@@ -82,3 +81,42 @@ def test_dropout_acts_in_train_mode_alone():
     assert not torch.equal(model(ids), model(ids))
     model.eval()
     assert torch.equal(model(ids), model(ids))
+
+
+# ---------------------------------------------------------------- published checkpoints
+
+
+def published_model(family, directory, file_format="safetensors", num_labels=2, head=True):
+    """A small random model of the family, saved by the reference implementation; it, in eval mode."""
+    transformers = pytest.importorskip("transformers")
+    names = {"bert": "Bert", "tinybert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}
+    shape = {"vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4}
+    shape |= {"intermediate_size": 50, "max_position_embeddings": 40}
+    if family == "distilbert":
+        shape = dict(zip(("vocab_size", "dim", "n_layers", "n_heads", "hidden_dim", "max_position_embeddings"), shape.values()))
+    if family == "roberta":
+        shape |= {"type_vocab_size": 1, "layer_norm_eps": 1e-5}
+    config = getattr(transformers, names[family] + "Config")(**shape, num_labels=num_labels)
+    kind = "ForSequenceClassification" if head else "ForMaskedLM"
+    model = shaken(getattr(transformers, names[family] + kind)(config)).eval()
+    if file_format == "safetensors":
+        model.save_pretrained(directory)
+    else:  # the older format: the package itself no longer writes it
+        config.save_pretrained(directory)
+        torch.save(model.state_dict(), directory / "pytorch_model.bin")
+    return model
+
+
+@pytest.mark.parametrize("file_format", ["safetensors", "bin"])
+@pytest.mark.parametrize("family", ["bert", "tinybert", "roberta", "distilbert"])
+def test_logits_equal_the_reference_implementations(family, file_format, tmp_path):
+    reference = published_model(family, tmp_path, file_format, num_labels=3)
+    model = Encoder.from_pretrained(tmp_path, num_labels=3).eval()
+    ids, lengths = torch.randint(5, 60, (6, 17)), torch.tensor([[17], [9], [2], [1], [12], [17]])
+    mask = (torch.arange(17) < lengths).long()
+    ids = torch.where(mask.bool(), ids, 1 if family == "roberta" else 0)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if family in ("bert", "tinybert"):
+        inputs["token_type_ids"] = (torch.arange(17) >= lengths // 2).long()
+    with torch.no_grad():
+        assert (model(**inputs) - reference(**inputs).logits).abs().max() < 1e-5
