@@ -5,13 +5,9 @@ A task has four disjoint splits. `train` and `quiz` are carved out of the traini
 Everything random is a function of a seed.
 """
 
-import hashlib, json, math, os, re, shutil, sys, urllib.request
-from collections import Counter
+import collections, hashlib, json, math, os, re, shutil, sys, tempfile, typing, urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import NamedTuple
-from urllib.parse import urljoin
 
 import numpy as np
 import torch
@@ -19,7 +15,6 @@ from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, Tokenizer,
 
 BUILTIN = "builtin"  # the name of the data set that needs no file
 MAX_LENGTH = 128  # tokens of an example that are read
-POOL = 50  # batches that are sorted by length together
 DEFAULT_DATA = "data"  # where files are looked for, and downloaded to, unless told otherwise
 
 
@@ -66,7 +61,7 @@ class Task:
     test: Split | None = None  # None, or without labels, where none are published; of MNLI dev_mismatched
 
 
-class GlueTask(NamedTuple):
+class GlueTask(typing.NamedTuple):
     """How a GLUE task's files are laid out (header names, not places), and where they come from."""
 
     folder: str
@@ -93,7 +88,7 @@ GLUE = {
                      "/senteval/senteval_data/msr_paraphrase_train.txt", "793daf7b6224281e75fe61c1f80afe35"),
     "stsb": GlueTask("STS-B", SENTENCES, "score", {}, ("pearson", "spearman"), "STS-B.zip"),
     "qqp": GlueTask("QQP", ("question1", "question2"), "is_duplicate", SAME, F1, "QQP-clean.zip"),
-    "mnli": GlueTask("MNLI", SENTENCES, "gold_label", {name: name for name in ("contradiction", "entailment", "neutral")},
+    "mnli": GlueTask("MNLI", SENTENCES, "gold_label", {n: n for n in ("contradiction", "entailment", "neutral")},
                      ("accuracy",), "MNLI.zip", files=("dev_matched", "dev_mismatched")),
     "qnli": GlueTask("QNLI", ("question", "sentence"), "label", FOLLOWS, ("accuracy",),
                      "QNLIv2.zip", "b4efd6554440de1712e9b54e14760e82"),
@@ -104,20 +99,16 @@ GLUE = {
 
 
 # ---------------------------------------------------------------- loading a task
-
-
 def load_task(
     name: str, data=DEFAULT_DATA, quiz_size: int | None = None, seed=0, *, train_size=None, label_noise=None
 ) -> Task:
     """The task `name`, split, from the directory `data` or built in (data="builtin").
-
     With the default directory missing files are downloaded, and without a network the
     built-in task takes their place; `Task.data` says so. `quiz_size` examples leave the
     training file for the quiz (default: one in ten, as in the paper; built in,
     BUILTIN_QUIZ_SIZE); `train_size` keeps a random subset of the rest; `label_noise` is the
     share of training labels flipped to another class (default: none; built in,
-    BUILTIN_LABEL_NOISE). Raises InputError.
-    """
+    BUILTIN_LABEL_NOISE). Raises InputError."""
     expect(name in GLUE, f"unknown task {name!r}: expected one of {', '.join(GLUE)}")
     spec, notes = GLUE[name], []
     folder = None if data == BUILTIN else find_files(spec, data)
@@ -135,8 +126,7 @@ def load_task(
     if len(kept) < len(train):
         notes.append(f"left out {len(train) - len(kept)} training examples that stand in dev or test, too")
     train, quiz = carve(train[kept], default_quiz if quiz_size is None else quiz_size, train_size, seed)
-    learnt, asked = set(train.texts), set(quiz.texts)
-    assert not learnt & asked and not (learnt | asked) & held_out, "the splits overlap"
+    assert not {*train.texts} & {*quiz.texts} and not {*train.texts, *quiz.texts} & held_out, "the splits overlap"
     label_noise = default_noise if label_noise is None else label_noise
     train.labels = flip_labels(train.labels, label_noise, len(spec.labels), seed)
     names = list(spec.labels.values())
@@ -145,10 +135,8 @@ def load_task(
 
 def carve(train: Split, quiz_size: int, train_size: int | None, seed: int) -> tuple[Split, Split]:
     """Split the training file into train and quiz by a seeded shuffle.
-
-    A text that stands there twice never goes to the quiz, so the two share no text.
-    """
-    count = Counter(train.texts)
+    A text that stands there twice never goes to the quiz, so the two share no text."""
+    count = collections.Counter(train.texts)
     order = np.random.default_rng([seed, 1]).permutation(len(train))
     once = np.array([count[key] == 1 for key in train.texts])[order]
     most = min(once.sum(), len(train) - 1)
@@ -170,13 +158,9 @@ def flip_labels(labels: np.ndarray, share: float, num_labels: int, seed: int) ->
 
 
 # ---------------------------------------------------------------- files
-
-
 def read_glue(path: Path, spec: GlueTask, labelled: bool = True) -> Split:
     """A GLUE file: tab-separated, no quoting, UTF-8, columns found by their names.
-
-    Without `labelled` the label column may be missing. Raises InputError, which names file and line.
-    """
+    Without `labelled` the label column may be missing. Raises InputError, which names file and line."""
     expect(path.is_file(), f"{path}: expected a file there")
     raw = path.read_bytes()
     try:
@@ -204,50 +188,42 @@ def read_glue(path: Path, spec: GlueTask, labelled: bool = True) -> Split:
 def read_label(text: str, spec: GlueTask, where: str) -> int | float:
     """The number of a class; of a regression the score, 0 to 5. Raises InputError."""
     if spec.labels:
-        known = list(spec.labels)
-        expect(text in known, f"{where}: expected a label of {', '.join(known)}, found {text!r}")
-        return known.index(text)
+        expect(text in spec.labels, f"{where}: expected a label of {', '.join(spec.labels)}, found {text!r}")
+        return list(spec.labels).index(text)
     score = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else math.nan
     expect(0 <= score <= 5, f"{where}: expected a score from 0 to 5, found {text!r}")
     return score
 
 
 def find_files(spec: GlueTask, data: str) -> Path | None:
-    """The directory of the task's files: the task's own folder in `data`, or `data` itself.
-
+    """The directory of the task's files, its own folder in `data`.
     What is missing in the default directory is downloaded; None if there is no network.
-    Raises InputError if a directory that was asked for lacks the files.
-    """
-    own = Path(data, spec.folder)
-    for folder in (own, Path(data)):
-        if (folder / "train.tsv").is_file():
-            return folder
-    expect(data == DEFAULT_DATA, f"{own}: expected train.tsv and {spec.files[0]}.tsv there, found neither")
+    Raises InputError if a directory that was asked for lacks the files."""
+    folder = Path(data, spec.folder)
+    if (folder / "train.tsv").is_file():
+        return folder
+    expect(data == DEFAULT_DATA, f"{folder}: expected train.tsv and {spec.files[0]}.tsv there, found neither")
     try:
-        download(urljoin(GLUE_ADDRESS, spec.archive), spec.md5, own)
+        download(urllib.parse.urljoin(GLUE_ADDRESS, spec.archive), spec.md5, folder)
     except OSError as error:
         print(f"{spec.folder} is not in {data}/ and cannot be downloaded: {error}", file=sys.stderr)
         return None
-    return own
+    return folder
 
 
 def download(address: str, md5: str | None, folder: Path, timeout: float = 10.0):
     """Fetch a zip that holds the folder, or MRPC's text file; the folder appears whole and checked, or not at all.
-
-    Raises OSError without a network, InputError on a wrong checksum.
-    """
-    digest, name = hashlib.md5(), address.rsplit("/", 1)[1]
+    Raises OSError without a network, InputError on a wrong checksum."""
     with urllib.request.urlopen(address, timeout=timeout) as response:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder.parent) as temporary:
-            archive, whole = Path(temporary, name), Path(temporary, folder.name)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            archive, whole = Path(temporary, address.rsplit("/", 1)[1]), Path(temporary, folder.name)
             with archive.open("wb") as file:
                 while chunk := response.read(1 << 20):
                     file.write(chunk)
-                    digest.update(chunk)
-                    print(f"\r{name}: {file.tell() / 1e6:.0f} MB", end="", file=sys.stderr)
+                    print(f"\r{archive.name}: {file.tell() / 1e6:.0f} MB", end="", file=sys.stderr)
             print(file=sys.stderr)
-            found = digest.hexdigest()
+            found = hashlib.md5(archive.read_bytes()).hexdigest()
             expect(md5 in (None, found), f"{address}: expected the MD5 checksum {md5}, found {found}")
             if archive.suffix == ".zip":
                 shutil.unpack_archive(archive, temporary)  # leaves out whatever would land elsewhere
@@ -265,8 +241,6 @@ def split_mrpc(file: Path, folder: Path):
 
 
 # ---------------------------------------------------------------- tokens and batches
-
-
 def add_noise(sentence: str, p: float, rng=None) -> str:
     """The sentence with each word replaced by "noise_word" with probability p; punctuation stays."""
     rng = np.random.default_rng() if rng is None else rng
@@ -293,9 +267,7 @@ def train_tokenizer(texts: list[str], vocab_size: int = 8000) -> Tokenizer:
 
 def read_tokenizer(directory: str) -> Tokenizer:
     """A published checkpoint's own: tokenizer.json, or vocab.txt (WordPiece), or vocab.json and merges.txt.
-
-    The last are RoBERTa's byte-level BPE: <s> A </s>, or <s> A </s></s> B </s>. Raises InputError.
-    """
+    The last are RoBERTa's byte-level BPE: <s> A </s>, or <s> A </s></s> B </s>. Raises InputError."""
     folder = Path(directory)
     try:
         if (folder / "tokenizer.json").exists():
@@ -312,8 +284,7 @@ def read_tokenizer(directory: str) -> Tokenizer:
             made.post_processor = processors.RobertaProcessing(*ends, add_prefix_space=False)
         return Tokenizer.from_str(made.to_str())
     except Exception as error:  # the package raises nothing narrower
-        files = "tokenizer.json, vocab.txt, or vocab.json and merges.txt"
-        raise InputError(f"{folder}: expected a tokeniser in {files} ({error})") from None
+        raise InputError(f"{folder}: expected tokenizer.json, vocab.txt or vocab.json, merges.txt ({error})") from None
 
 
 @dataclass
@@ -324,10 +295,6 @@ class Encoded:
     lengths: np.ndarray  # (N,) real tokens of each
     labels: np.ndarray  # (N,)
 
-    def __getitem__(self, rows) -> "Encoded":
-        inputs = {name: array[rows] for name, array in self.inputs.items()}
-        return Encoded(inputs, self.lengths[rows], self.labels[rows])
-
     def batch(self, rows: np.ndarray, device="cpu") -> tuple[dict, torch.Tensor]:
         """(inputs, labels) of the rows, padded to the longest of them: (B, T) and (B,)."""
         arrays = {name: array[rows, : self.lengths[rows].max()] for name, array in self.inputs.items()}
@@ -336,7 +303,7 @@ class Encoded:
 
 
 def encode(tokenizer: Tokenizer, split: Split, max_length: int = MAX_LENGTH) -> Encoded:
-    """The split in the tokeniser's ids, of examples cut to max_length tokens, at most MAX_LENGTH. Unknown labels are 0."""
+    """The split in the tokeniser's ids, cut to max_length tokens, at most MAX_LENGTH. Unknown labels become 0."""
     tokenizer.enable_truncation(min(max_length, MAX_LENGTH))
     found = tokenizer.encode_batch(split.texts)
     lengths = np.array([len(one.ids) for one in found])
@@ -350,12 +317,10 @@ def encode(tokenizer: Tokenizer, split: Split, max_length: int = MAX_LENGTH) -> 
 
 def batches_of(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """One epoch's batches, each the rows of its examples: a fresh shuffle of all, a function of seed and epoch.
-
-    Within pools of POOL batches examples are sorted by length, so that a batch holds little
-    padding; the batches then come in random order.
-    """
+    Within pools of 50 batches examples are sorted by length, so that a batch holds little
+    padding; the batches then come in random order."""
     rng = np.random.default_rng([seed, 4, epoch])
-    rows, pool = rng.permutation(len(lengths)), POOL * batch_size
+    rows, pool = rng.permutation(len(lengths)), 50 * batch_size
     pools = [rows[i : i + pool] for i in range(0, len(rows), pool)]
     rows = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in pools])
     batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
@@ -373,7 +338,6 @@ def sample_quiz(labels: np.ndarray, size: int, seed: int, step: int) -> np.ndarr
 
 
 # ---------------------------------------------------------------- the built-in reviews
-
 BUILTIN_SIZES = (1800, 1000, 2000)  # train (with the quiz), dev, test
 BUILTIN_QUIZ_SIZE = 300
 BUILTIN_LABEL_NOISE = 0.4
@@ -397,10 +361,8 @@ SCOPED = ("nobody can claim that {other}", "it is not true that {other}")  # the
 
 def builtin_reviews() -> dict[str, Split]:
     """{"train": ..., "dev": ..., "test": ...} of the built-in task: reviews from a small grammar, rightly labelled.
-
     Words carry sentiment (PRAISE, BLAME) and composition corrects it: a denied word means its
-    opposite, in a contrast one side wins, a denied clause is turned round whatever it holds.
-    """
+    opposite, in a contrast one side wins, a denied clause is turned round whatever it holds."""
     rng = np.random.default_rng(2022)
     reviews: dict[str, int] = {}  # no sentence twice, so the splits are disjoint
     while len(reviews) < sum(BUILTIN_SIZES):

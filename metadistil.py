@@ -12,7 +12,6 @@ the model's forward takes: a tensor, or a dict of keyword arguments. A model ret
 the pair (logits, hidden states to be matched). `**soft` are alpha, temperature and beta of `inner_loss`.
 """
 
-from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -25,23 +24,17 @@ MODES = ("second_order", "jvp", "finite_difference")
 
 
 # ---------------------------------------------------------------- losses, by hand
-
-
 def log_softmax(logits: Tensor) -> Tensor:
     """log softmax over the last dimension, (B, K) -> (B, K), stable at any finite logits.
-
     Subtracting the largest logit changes nothing in the result, so the maximum carries
-    no gradient and may be detached.
-    """
+    no gradient and may be detached."""
     shifted = logits - logits.max(dim=-1, keepdim=True).values.detach()
     return shifted - shifted.exp().sum(dim=-1, keepdim=True).log()
 
 
 def hard_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of logits (B, K) with class labels (B,) -> scalar.
-
-    Labels of a floating-point type mean regression: the mean squared error of (B, 1).
-    """
+    Labels of a floating-point type mean regression: the mean squared error of (B, 1)."""
     if labels.is_floating_point():
         return (logits.squeeze(-1) - labels).square().mean()
     return -log_softmax(logits).gather(-1, labels.unsqueeze(-1)).mean()
@@ -49,10 +42,8 @@ def hard_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """T² KL(softmax(z_T / T) ‖ softmax(z_S / T)), mean over the batch -> scalar.
-
     T² undoes the 1/T² that the two divisions by T leave in the gradient, so that alpha
-    means the same at every temperature (Hinton et al. 2015, section 2).
-    """
+    means the same at every temperature (Hinton et al. 2015, section 2)."""
     log_p_T = log_softmax(teacher_logits / temperature)  # (B, K)
     log_p_S = log_softmax(student_logits / temperature)  # (B, K)
     kl = (log_p_T.exp() * (log_p_T - log_p_S)).sum(dim=-1)  # (B,)
@@ -61,16 +52,13 @@ def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, alpha=0.5, temperature=2.0) -> Tensor:
     """L_S = α T² KL(softmax(z_T/T) ‖ softmax(z_S/T)) + (1 − α) CE(z_S, y) -> scalar.
-
     Logits (B, K), labels (B,); twice differentiable in the logits of *both* networks.
     With floating-point labels (regression) the soft term is the squared error of the
     outputs. Raises ValueError on logits of different shapes, alpha outside [0, 1] or a
-    temperature that is not positive.
-    """
+    temperature that is not positive."""
     if student_logits.shape != teacher_logits.shape or not 0 <= alpha <= 1 or not temperature > 0:
-        shapes = f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
-        expected = "expected logits of one shape, alpha in [0, 1] and temperature above 0"
-        raise ValueError(f"{expected}, not {shapes}, {alpha=}, {temperature=}")
+        found = f"{tuple(student_logits.shape)}, {tuple(teacher_logits.shape)}, {alpha=}, {temperature=}"
+        raise ValueError(f"expected logits of one shape, alpha in [0, 1], temperature above 0; found {found}")
     if labels.is_floating_point():
         soft = (student_logits - teacher_logits).square().mean()
     else:
@@ -80,9 +68,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, alph
 
 def pkd_loss(student_states: Tensor, teacher_states: Tensor) -> Tensor:
     """Patient KD's second term: the squared distance of normalised hidden states (B, M, D), M layers of width D.
-
-    Sun et al. 2019, equation 7; the mean over B, M and D, as their code has it -> scalar.
-    """
+    Sun et al. 2019, equation 7; the mean over B, M and D, as their code has it -> scalar."""
     difference = F.normalize(student_states, dim=-1) - F.normalize(teacher_states, dim=-1)
     return difference.square().mean()
 
@@ -100,15 +86,11 @@ def average_logits(list_of_teacher_logits: list[Tensor]) -> Tensor:
 
 
 # ---------------------------------------------------------------- running the networks
-
-
 def forward(model: nn.Module, inputs, theta: dict[str, Tensor] | None = None) -> tuple[Tensor, ...]:
     """The outputs of the model, or of what it would be with the parameters theta: (logits,) or (logits, states).
-
     With theta the call is pure: buffers are cloned, so the running statistics of a
-    BatchNorm layer stay as they are.
-    """
-    args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
+    BatchNorm layer stay as they are."""
+    args, kwargs = ((), dict(inputs)) if isinstance(inputs, dict) else ((inputs,), {})
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()} if theta is not None else {}
     outputs = functional_call(model, {**(theta or {}), **buffers}, args, kwargs)
     return outputs if isinstance(outputs, tuple) else (outputs,)
@@ -133,14 +115,10 @@ def without_dropout(student: nn.Module):
 
 
 # ---------------------------------------------------------------- Algorithm 1
-
-
 def pilot_update(student, batch, teacher_logits, pilot_lr, *, create_graph=True, trace=None, **soft):
     """Algorithm 1, pilot update: θ′_S = θ_S − λ ∇_{θ_S} L_S(x; θ_S, θ_T), on a copy.
-
     Returns theta_S_prime by parameter name; the student is untouched. With `create_graph` it is
-    differentiable in teacher_logits (B, K), which may also be a teacher's outputs (logits, states).
-    """
+    differentiable in teacher_logits (B, K), which may also be a teacher's outputs (logits, states)."""
     inputs, labels = batch
     theta_S = {n: p.detach().requires_grad_() for n, p in student.named_parameters() if p.requires_grad}
     with without_dropout(student):
@@ -156,9 +134,7 @@ def pilot_update(student, batch, teacher_logits, pilot_lr, *, create_graph=True,
 
 def meta_update(student, teachers, batch, quiz, teacher_optimizer, **settings) -> "MetaGradient":
     """Algorithm 1, meta update: θ_T ← θ_T − μ ∇_{θ_T} L_q(θ′_S(θ_T)), the step taken by the teacher's optimiser.
-
-    `settings` are the keyword arguments of `meta_gradient`, whose result is returned.
-    """
+    `settings` are the keyword arguments of `meta_gradient`, whose result is returned."""
     result = meta_gradient(student, teachers, batch, quiz, **settings)
     for theta, gradient in zip(parameters_of(teachers), result.grads):
         theta.grad = gradient if theta.requires_grad else None
@@ -169,11 +145,9 @@ def meta_update(student, teachers, batch, quiz, teacher_optimizer, **settings) -
 
 def real_update(student, teachers, batch, student_optimizer, **soft) -> Tensor:
     """Algorithm 1, real update: θ_S ← θ_S − η ∇_{θ_S} L_S(x; θ_S, θ_T), the step taken by the student's optimiser.
-
     The student, still where it stood before the pilot, learns in train mode from the teacher
     as it is now. With a teacher that never changes this is plain KD, with no teacher at all
-    plain fine-tuning. Returns the loss.
-    """
+    plain fine-tuning. Returns the loss."""
     inputs, labels = batch
     z_S = forward(student.train(), inputs)
     with torch.no_grad():
@@ -186,25 +160,20 @@ def real_update(student, teachers, batch, student_optimizer, **soft) -> Tensor:
 
 
 def metadistil_step(
-    student, teachers, batch, quiz, student_optimizer, teacher_optimizer,
-    *, pilot_lr, mode="second_order", trace=None, keep_pilot=False, **soft,
-) -> tuple[Tensor, "MetaGradient"]:  # fmt: skip
+    student, teachers, batch, quiz, student_optimizer, teacher_optimizer, keep_pilot=False, **settings
+) -> tuple[Tensor, "MetaGradient"]:
     """One turn of Algorithm 1's loop. Returns the real update's loss, and what `meta_gradient` returned.
-
-    With `keep_pilot`, an ablation, the student stays where the pilot took it instead of going
-    back for the real update, and the loss returned is that of the quiz.
-    """
-    settings = soft | {"pilot_lr": pilot_lr, "mode": mode, "trace": trace}
+    `settings` are the keyword arguments of `meta_gradient`. With `keep_pilot`, an ablation, the student
+    stays where the pilot took it instead of going back for the real update, and the loss is the quiz's."""
     result = meta_update(student, teachers, batch, quiz, teacher_optimizer, **settings)
-    if not keep_pilot:
-        return real_update(student, teachers, batch, student_optimizer, **soft), result
-    student.load_state_dict(result.theta_S_prime, strict=False)
-    return result.quiz_loss, result
+    if keep_pilot:
+        student.load_state_dict(result.theta_S_prime, strict=False)
+        return result.quiz_loss, result
+    soft = {name: settings[name] for name in ("alpha", "temperature", "beta") if name in settings}
+    return real_update(student, teachers, batch, student_optimizer, **soft), result
 
 
 # ---------------------------------------------------------------- the meta-gradient
-
-
 class MetaGradient(NamedTuple):
     """What the quiz said: its loss, where it was sat, and which way it would have the teachers move."""
 
@@ -215,14 +184,12 @@ class MetaGradient(NamedTuple):
 
 def meta_gradient(student, teachers, batch, quiz, *, pilot_lr, mode="second_order", trace=None, **soft) -> MetaGradient:
     """∇_{θ_T} L_q(θ′_S(θ_T)) = −λ (∂²L_S / ∂θ_T ∂θ_S) v, with v = ∇_{θ′_S} L_q.
-
     `mode` says how the mixed second derivative is contracted with v: "second_order" through
     the graph of the pilot gradient; "jvp", as exact, and "finite_difference", approximate,
     through ż_S = J_S v, for the teacher enters L_S by its outputs alone: ⟨v, ∇_{θ_S} L_S⟩ =
     ⟨ż_S, ∂L_S/∂z_S⟩. Teachers are put in eval mode; no parameter, buffer or `.grad` changes.
     A parameter that requires no gradient gets a zero. A dict passed as `trace` is filled with
-    every intermediate derivative. Raises ValueError on an unknown mode.
-    """
+    every intermediate derivative. Raises ValueError on an unknown mode."""
     if mode not in MODES:
         raise ValueError(f"expected a meta-gradient mode of {MODES}, not {mode!r}")
     exact_graph = mode == "second_order"
@@ -264,10 +231,8 @@ def quiz_gradient(student, theta_S_prime, quiz) -> tuple[Tensor, dict[str, Tenso
 
 def student_tangent(student, inputs, v, mode="jvp") -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """z_S and ż_S = J_S v: the student's outputs, and how they move when θ_S moves along v.
-
     By one forward-mode product ("jvp"), or by central differences along v
-    ("finite_difference"), with a step scaled by 1/‖v‖.
-    """
+    ("finite_difference"), with a step scaled by 1/‖v‖."""
     theta_S = {name: p.detach() for name, p in student.named_parameters() if name in v}
     with without_dropout(student), torch.no_grad():
         if mode == "jvp":
@@ -276,10 +241,8 @@ def student_tangent(student, inputs, v, mode="jvp") -> tuple[tuple[Tensor, ...],
         limits = torch.finfo(norm.dtype)
         # The cube root balances rounding (grows as 1/ε) against curvature (grows as ε²); 0.2 was measured best.
         epsilon = 0.2 * limits.eps ** (1 / 3) / norm.clamp_min(limits.tiny)
-        behind, z_S, ahead = (
-            forward(student, inputs, {name: theta_S[name] + step * v[name] for name in v})
-            for step in (-epsilon, 0, epsilon)
-        )
+        moved = ({name: theta_S[name] + step * v[name] for name in v} for step in (-epsilon, 0, epsilon))
+        behind, z_S, ahead = (forward(student, inputs, theta) for theta in moved)
         return z_S, tuple((front - back) / (2 * epsilon) for front, back in zip(ahead, behind))
 
 

@@ -27,27 +27,17 @@ class EncoderConfig:
     position_offset: int = 0  # RoBERTa counts positions from 2
     token_types: int = 2  # 0: no segment embedding
     pooler: str = "tanh"  # activation of the pooler: "tanh", or DistilBERT's "relu"
-    pooler_name: str = "pooler.dense"  # in the family's published files
     num_labels: int = 2  # K
     dropout: float = 0.1
     layer_norm_eps: float = 1e-12
-
-    @property
-    def max_tokens(self) -> int:
-        """The longest input, in tokens."""
-        return self.max_positions - self.position_offset
 
 
 def _bert(layers: int, hidden: int, **other) -> EncoderConfig:
     return EncoderConfig(layers=layers, hidden=hidden, **({"heads": hidden // 64, "intermediate": 4 * hidden} | other))
 
 
-# By the model_type of a config.json: what it takes for granted. TinyBERT's is bert.
-FAMILIES = {
-    "bert": {},
-    "roberta": {"position_offset": 2, "pooler_name": "classifier.dense"},
-    "distilbert": {"token_types": 0, "pooler": "relu", "pooler_name": "pre_classifier"},
-}
+# By the model_type of a config.json (TinyBERT's is bert): what the file does not say.
+FAMILIES = {"bert": {}, "roberta": {"position_offset": 2}, "distilbert": {"token_types": 0, "pooler": "relu"}}
 PRESETS = {
     "micro": _bert(1, 64),  # ours, for the built-in task
     "tiny": _bert(2, 128),  # this one and the next three: Turc et al. 2019
@@ -77,10 +67,8 @@ class Block(nn.Module):
 
     def attention(self, states: Tensor, mask: Tensor) -> Tensor:
         """Multi-head self-attention, softmax(QKᵀ/√d)V, in the open: states (B, T, D), mask (B, 1, 1, T) -> (B, T, D).
-
         Not `scaled_dot_product_attention`: the fused kernels have no double backward, which
-        the second-order meta-gradient needs.
-        """
+        the second-order meta-gradient needs."""
         B, T, D = states.shape
         heads, projections = (B, T, self.heads, D // self.heads), (self.query, self.key, self.value)
         query, key, value = (part(states).view(heads).transpose(1, 2) for part in projections)  # (B, h, T, d) each
@@ -111,14 +99,11 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.pooler = nn.Linear(config.hidden, config.hidden)
         self.classifier = nn.Linear(config.hidden, config.num_labels)
-        self.apply(self._initialise)
-
-    @staticmethod
-    def _initialise(module):
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=0.02)  # BERT's
-        if isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)  # BERT's
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
 
     @classmethod
     def from_preset(cls, name: str, vocab_size=30522, num_labels=2, dropout=0.1) -> "Encoder":
@@ -130,15 +115,13 @@ class Encoder(nn.Module):
     @classmethod
     def from_pretrained(cls, directory, num_labels=2, layers=None, dropout=0.1) -> "Encoder":
         """A published checkpoint: BERT, TinyBERT, RoBERTa or DistilBERT, by its config.json and weights.
-
         `layers` (0 is the first) keeps those only. A classification head comes along when
         its number of labels agrees. What the file lacks or has to spare is warned of in one
-        line. Raises CheckpointError.
-        """
+        line. Raises CheckpointError."""
         config = replace(shape_of(str(directory)), num_labels=num_labels, dropout=dropout)
         model = cls(config)
         try:
-            tensors = read_weights(Path(directory), config.pooler_name)
+            tensors = read_weights(Path(directory))
             tensors = {n: t for n, t in tensors.items() if not n.startswith("classifier.") or len(t) == num_labels}
             fresh, unused = (", ".join(names) for names in model.load_state_dict(tensors, strict=False))
             model.blocks = nn.ModuleList(model.blocks[layer] for layer in layers or range(config.layers))
@@ -152,21 +135,19 @@ class Encoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask=None, token_type_ids=None) -> Tensor | tuple[Tensor, Tensor]:
         """input_ids (B, T), attention_mask (B, T), 1 at real tokens, token_type_ids (B, T) -> logits (B, K).
-
         Without a mask all tokens are real; without types all are of type 0. With n
         `patient_layers` the result is (logits, their [CLS] states (B, n, D)). Raises
-        ValueError on a sentence longer than the model has positions.
-        """
+        ValueError on a sentence longer than the model has positions."""
         B, T = input_ids.shape
         offset = self.config.position_offset
-        if T > self.config.max_tokens:
-            raise ValueError(f"expected at most {self.config.max_tokens} tokens, not {T}")
+        if T > self.config.max_positions - offset:
+            raise ValueError(f"expected at most {self.config.max_positions - offset} tokens, not {T}")
         states = self.words(input_ids) + self.positions.weight[offset : offset + T]  # (B, T, D)
         if self.types is not None:
             states = states + self.types(torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids)
         states = self.dropout(self.norm(states))
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        mask = mask[:, None, None, :].bool()  # (B, 1, 1, T)
+        mask = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
+        mask = mask[:, None, None, :]  # (B, 1, 1, T)
         cls_states = []  # after each layer, (B, D)
         for block in self.blocks:
             states = block(states, mask)
@@ -179,16 +160,8 @@ class Encoder(nn.Module):
 
 
 # ---------------------------------------------------------------- published checkpoints
-
-
 class CheckpointError(Exception):
     """A checkpoint cannot be used; the message is one line: where, and what was expected."""
-
-
-def expect(condition, message: str):
-    """Raise CheckpointError unless the condition holds."""
-    if not condition:
-        raise CheckpointError(message)
 
 
 SAFETENSORS_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
@@ -208,7 +181,7 @@ PUBLISHED_NAMES = {
     r"attention\.output\.dense|attention\.out_lin": "attention.self.output", r"attention\.(self\.)?": "",
     r"\.q_lin": ".query", r"\.k_lin": ".key", r"\.v_lin": ".value", r"intermediate\.dense|ffn\.lin1": "feed_in",
     r"\boutput\.LayerNorm|output_layer_norm": "feed_norm", r"\boutput\.dense|ffn\.lin2": "feed_out",
-    r"^classifier\.out_proj": "classifier",
+    r"^(pooler\.dense|classifier\.dense|pre_classifier)": "pooler", r"^classifier\.out_proj": "classifier",
 }  # fmt: skip
 
 
@@ -217,17 +190,18 @@ def shape_of(source: str) -> EncoderConfig:
     if source in PRESETS:
         return PRESETS[source]
     path = Path(source, "config.json")
-    expect(path.is_file(), f"{source}: expected a checkpoint's directory, or one of {', '.join(PRESETS)}")
+    if not path.is_file():
+        raise CheckpointError(f"{source}: expected a checkpoint's directory, or one of {', '.join(PRESETS)}")
     try:
         published = json.loads(path.read_text())
-        family, activation = published.get("model_type", "bert"), published.get("hidden_act", published.get("activation"))
+        family = published.get("model_type", "bert")
+        activation = published.get("hidden_act", published.get("activation"))
         fields = {ours: published[name] for name, ours in PUBLISHED_CONFIG.items() if name in published}
-    except (OSError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: expected the JSON of a checkpoint ({error})") from None
-    known = family in FAMILIES and activation == "gelu"
-    expect(known, f"{path}: expected a model_type of {', '.join(FAMILIES)} with gelu, found {family} with {activation}")
-    missing = set(PUBLISHED_CONFIG.values()) - set(fields) - {"layer_norm_eps", "token_types"}
-    expect(not missing, f"{path}: expected a value for {', '.join(sorted(missing))}")
+    missing = {*PUBLISHED_CONFIG.values()} - {*fields, "token_types", "layer_norm_eps"}
+    if family not in FAMILIES or activation != "gelu" or missing:
+        raise CheckpointError(f"{path}: expected a BERT, RoBERTa or DistilBERT with gelu, and all its sizes")
     return EncoderConfig(**(fields | FAMILIES[family]))
 
 
@@ -238,16 +212,14 @@ def build(source: str, vocab_size: int, num_labels: int, dropout: float, layers=
     return Encoder.from_pretrained(source, num_labels, layers, dropout)
 
 
-def read_weights(directory: Path, pooler_name: str) -> dict[str, Tensor]:
+def read_weights(directory: Path) -> dict[str, Tensor]:
     """The tensors of model.safetensors or pytorch_model.bin, by our names."""
-    safe = directory / "model.safetensors"
-    unsafe = directory / "pytorch_model.bin"
-    tensors = read_safetensors(safe) if safe.exists() else torch.load(unsafe, "cpu", weights_only=True)
-    renamed = {}
-    for name, tensor in tensors.items():
+    safe, pickled = directory / "model.safetensors", directory / "pytorch_model.bin"
+    tensors, renamed = read_safetensors(safe) if safe.exists() else torch.load(pickled, "cpu", weights_only=True), {}
+    for name, tensor in sorted(tensors.items(), key=lambda pair: pair[0]):
         for pattern, ours in PUBLISHED_NAMES.items():
             name = re.sub(pattern, ours, name)
-        renamed[re.sub("^" + pooler_name, "pooler", name)] = tensor
+        renamed.setdefault(name, tensor)  # RoBERTa's classifier.dense comes before a pooler that it does not use
     return renamed
 
 

@@ -7,7 +7,7 @@ number of steps. A run is a list of stages (each teacher, then each method; for 
 stage is a function of the configuration and the seed alone: it can be killed, resumed, repeated.
 """
 
-import argparse, dataclasses, functools, itertools, json, math, os, re, sys, time, warnings
+import argparse, dataclasses, functools, importlib.util, itertools, json, math, os, re, sys, time, warnings
 from pathlib import Path
 
 import numpy as np
@@ -55,9 +55,9 @@ class Config:
     train_size: int = option("data", "train on a random subset of that many examples [all]", COUNT)
     label_noise: float = option("data", "share of the training labels that is wrong [0; builtin: 0.4]", SHARE)
     noise: float = option("data", "share of the students' training words turned into noise_word", SHARE, 0.0)
-    teacher: str = option("models", "preset or checkpoint's directory; A,B: two teachers", None, ("tiny", "mini", "mini"))
+    teacher: str = option("models", "preset or checkpoint's directory; or A,B: two", None, ("tiny", "mini", "mini"))
     student: str = option("models", "preset or checkpoint's directory", None, ("micro", "tiny", "tiny"))
-    student_layers: str = option("models", "layers a student keeps of its checkpoint, as 1,3,5; 0: first [all]", NUMBERS)
+    student_layers: str = option("models", "layers a student keeps of its checkpoint: 1,3,5 [all]", NUMBERS)
     dropout: float = option("models", "share of units dropped while training", SHARE, (0.1, 0.2, 0.1))
     methods: str = option("training", "the students to train", some_of(*METHODS), "finetune,kd,metadistil")
     teacher_epochs: int = option("training", "epochs of the teacher's own training", COUNT, (40, 3, 2))
@@ -85,18 +85,12 @@ class Config:
 
 
 # ---------------------------------------------------------------- the configuration
-
-
-def check(config: Config):
-    """Raise InputError on the first field whose value cannot be."""
+def resolve(config: Config) -> Config:
+    """The configuration, checked, with nothing left open, once it is known which data there are. Raises InputError."""
     for field in dataclasses.fields(config):
         value, valid = getattr(config, field.name), field.metadata["valid"]
         if valid and value is not None:
             expect(valid[0](value), f"--{field.name.replace('_', '-')} {value}: expected {valid[1]}")
-
-
-def resolve(config: Config) -> Config:
-    """The configuration with nothing left open, once it is known which data there are. Raises InputError."""
     task = load(config, 0)
     place = "builtin" if task.data == data.BUILTIN else "files"
     names = f"{config.teacher or 'tiny'},{config.student or 'tiny'}".split(",")
@@ -132,11 +126,9 @@ def kept_layers(config: Config) -> list[int] | None:
 
 
 def matched_layers(config: Config) -> dict[str, tuple[int, ...]]:
-    """For each role the layers, 1 the first, whose hidden states pkd matches: of M the student's all but the last.
-
+    """For each role the layers, 1 the first, whose hidden states pkd matches: of the student's M all but the last.
     Of the teacher's L, "skip" takes every (L / M)-th, "last" those before the last (Sun et al. 2019, section 3.2).
-    Raises InputError if pkd is asked for and cannot be, CheckpointError on an unknown model.
-    """
+    Raises InputError if pkd is asked for and cannot be, CheckpointError on an unknown model."""
     shapes = {role: models.shape_of(source) for role, source in sources_of(config).items()}
     M, matched = len(kept_layers(config) or range(shapes["student"].layers)), {}
     expect(not (config.student_layers and config.student in models.PRESETS), "--student-layers: expected a checkpoint")
@@ -150,8 +142,6 @@ def matched_layers(config: Config) -> dict[str, tuple[int, ...]]:
 
 
 # ---------------------------------------------------------------- the run's directory
-
-
 def write_whole(path: Path, content: str | dict):
     """Write text, or a dict by torch.save: under `path` stands the old file or the whole new one, never a part."""
     part = path.with_name(path.name + ".part")
@@ -187,8 +177,6 @@ def read_config(out: str, given: dict) -> Config:
 
 
 # ---------------------------------------------------------------- scores
-
-
 def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Harmonic mean of precision and recall of class 1, of predictions (N,) and labels (N,); 0 without any hit."""
     hits = ((predictions == 1) & (labels == 1)).sum()
@@ -209,17 +197,10 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return (np.cumsum(counts) - (counts - 1) / 2)[places]
 
 
-def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Spearman's correlation, Pearson's of the ranks."""
-    return pearson(ranks(predictions), ranks(labels))
-
-
-def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the predictions (N,) that equal the labels (N,)."""
-    return float((predictions == labels).mean())
-
-
-METRICS = {"accuracy": accuracy, "f1": f1, "matthews": pearson, "pearson": pearson, "spearman": spearman}
+METRICS = {
+    "accuracy": lambda predictions, labels: float((predictions == labels).mean()), "f1": f1, "matthews": pearson,
+    "pearson": pearson, "spearman": lambda predictions, labels: pearson(ranks(predictions), ranks(labels)),
+}  # fmt: skip
 
 
 @torch.no_grad()
@@ -227,14 +208,11 @@ def predict(model: torch.nn.Module, examples: data.Encoded, device: str = "cpu")
     """The model's logits (N, K) in eval mode, in the examples' order, computed in batches of like length."""
     rows = np.argsort(examples.lengths, kind="stable")
     chunks = [rows[i : i + 256] for i in range(0, len(rows), 256)]
-    model.eval()
-    logits = [metadistil.forward(model, examples.batch(chunk, device)[0])[0].cpu() for chunk in chunks]
+    logits = [metadistil.forward(model.eval(), examples.batch(chunk, device)[0])[0].cpu() for chunk in chunks]
     return torch.cat(logits)[np.argsort(rows)]
 
 
 # ---------------------------------------------------------------- what the stages of a seed share
-
-
 class Reader(torch.nn.Module):
     """A network that picks its own ids out of a batch {role: inputs}: each reads its own vocabulary, always."""
 
@@ -252,29 +230,25 @@ class Seed:
     def __init__(self, config: Config, seed: int):
         self.config, self.seed, self.folder = config, seed, Path(config.out, f"seed{seed}")
         self.folder.mkdir(exist_ok=True)
-        self.task, self.sources = load(self.config, seed), sources_of(self.config)
-        self.tokenizers, self.read, train, n = {}, {}, self.task.train, len(self.task.train)
+        self.task, self.sources, self.tokenizers, self.read = load(config, seed), sources_of(config), {}, {}
         held_out = {"dev": self.task.dev, "test": self.task.test}
-        for role, source in self.sources.items():
-            self.tokenizers[role] = self.own_tokenizer if source in models.PRESETS else data.read_tokenizer(source)
-            longest = models.shape_of(source).max_tokens
-            encode = functools.partial(data.encode, self.tokenizers[role], max_length=longest)
-            noise = self.config.noise if role == "student" else 0.0
-            both = encode(data.noisy(train, noise, seed) + self.task.quiz)
-            # Whoever has no use for a quiz trains on it, so that every method learns from the same labels.
-            self.read[role] = {"train": both[:n], "quiz": both[n:], "train+quiz": both}
-            self.read[role] |= {name: encode(split) for name, split in held_out.items() if split and split.labels is not None}
-        self.steps_per_epoch = -(-len(both.labels) // self.config.batch_size)
-
-    @functools.cached_property
-    def own_tokenizer(self) -> Tokenizer:
-        """The tokeniser of all presets, learnt from the task's training sentences."""
+        held_out = {name: split for name, split in held_out.items() if split and split.labels is not None}
+        # Whoever has no use for a quiz trains on it, so that every method learns from the same labels.
         texts = self.task.train.texts + self.task.quiz.texts
-        return data.train_tokenizer([text if isinstance(text, str) else " ".join(text) for text in texts])
+        sentences = [text if isinstance(text, str) else " ".join(text) for text in texts]
+        own = data.train_tokenizer(sentences) if models.PRESETS.keys() & self.sources.values() else None
+        for role, source in self.sources.items():
+            self.tokenizers[role] = own if source in models.PRESETS else data.read_tokenizer(source)
+            longest = models.shape_of(source).max_positions - models.shape_of(source).position_offset
+            encode = functools.partial(data.encode, self.tokenizers[role], max_length=longest)
+            train = data.noisy(self.task.train, config.noise if role == "student" else 0.0, seed)
+            self.read[role] = {"train+quiz": encode(train + self.task.quiz)}
+            self.read[role] |= {name: encode(split) for name, split in held_out.items()}
+        self.steps_per_epoch = -(-len(texts) // config.batch_size)
 
-    def batch(self, split: str, rows: np.ndarray) -> tuple[dict, torch.Tensor]:
-        """The rows as each role reads them, {role: inputs}, and their labels (B,)."""
-        read = {role: splits[split].batch(rows, self.config.device) for role, splits in self.read.items()}
+    def batch(self, rows: np.ndarray) -> tuple[dict, torch.Tensor]:
+        """Rows of train and quiz as each role reads them, {role: inputs}, and their labels (B,)."""
+        read = {role: splits["train+quiz"].batch(rows, self.config.device) for role, splits in self.read.items()}
         return {role: inputs for role, (inputs, _) in read.items()}, read["student"][1]
 
     def model(self, role: str, weights: str = "") -> Reader:
@@ -290,17 +264,15 @@ class Seed:
     def scores(self, model: Reader, *splits: str) -> dict[str, float]:
         """{"dev accuracy": 0.81, ...}: the task's metrics on those of the splits that have labels."""
         found = {}
-        for split in filter(self.read[model.role].__contains__, splits):
+        for split in (split for split in splits if split in self.read[model.role]):
             examples = self.read[model.role][split]
             logits = predict(model.network, examples, self.config.device).numpy()
             predictions = logits.argmax(axis=-1) if self.task.label_names else logits[:, 0]
-            found |= {f"{split} {metric}": METRICS[metric](predictions, examples.labels) for metric in self.task.metrics}
+            found |= {f"{split} {name}": METRICS[name](predictions, examples.labels) for name in self.task.metrics}
         return found
 
 
 # ---------------------------------------------------------------- training
-
-
 def set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, total: int):
     """Linear warm-up to `rate` over the first tenth of the steps, then linear decay to zero."""
     warmup = max(1, total // 10)
@@ -310,10 +282,8 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, total: in
 
 def stage(context: Seed, name: str) -> tuple:
     """(learners, optimisers, total, step): models that learn, by title; how many steps; step(k, trace) -> loss.
-
     A teacher learns from labels, and so does each student while it warms up. Beyond that the
-    methods differ in nothing but what `step` says of them.
-    """
+    methods differ in nothing but what `step` says of them."""
     config, meta, teachers = context.config, name.startswith("metadistil"), {}
     if name in context.sources:
         title, model, rate = f"{name} before", context.model(name), config.finetune_lr
@@ -324,15 +294,14 @@ def stage(context: Seed, name: str) -> tuple:
         for role in list(context.sources)[1:] if name != "finetune" else ():
             teachers[f"{role} after {name}"] = context.model(role, f"{role} before".replace(" ", "-"))
     learners, teachers = {title: model} | (teachers if meta else {}), list(teachers.values())
-    learning = meta and not config.freeze_teacher
-    for teacher in teachers:
-        teacher.requires_grad_(learning)
+    if config.freeze_teacher:
+        torch.nn.ModuleList(teachers).requires_grad_(False)
     for reader in [model, *teachers] if name.endswith("pkd") else ():
         reader.network.patient_layers = matched_layers(config)[reader.role]
     optimizers = [torch.optim.AdamW(model.parameters(), fused=True)]
     optimizers += [torch.optim.AdamW(metadistil.parameters_of(teachers), fused=True)] if meta else []
-    split, quiz_labels = "train" if learning else "train+quiz", context.read["student"]["quiz"].labels
-    lengths = context.read["student"][split].lengths
+    both, n = context.read["student"]["train+quiz"], len(context.task.train)  # the quiz stands behind the n of train
+    lengths = both.lengths[:n] if meta and not config.freeze_teacher else both.lengths
     batches = functools.lru_cache(1)(functools.partial(data.batches_of, lengths, config.batch_size, context.seed))
     soft = {"alpha": config.alpha, "temperature": config.temperature, "beta": config.beta}
     settings = soft | {"pilot_lr": config.pilot_lr, "mode": config.meta_grad, "keep_pilot": config.no_pilot}
@@ -341,11 +310,11 @@ def stage(context: Seed, name: str) -> tuple:
     def step(k: int, trace: dict | None) -> torch.Tensor:
         set_rate(optimizers[0], rate, k, total)
         epoch, place = divmod(k, -(-len(lengths) // config.batch_size))
-        batch = context.batch(split, batches(epoch)[place])
+        batch = context.batch(batches(epoch)[place])
         if k < warmup or not meta or (k - warmup) % config.meta_every:
             return metadistil.real_update(model, teachers if k >= warmup else [], batch, optimizers[0], **soft)
         set_rate(optimizers[1], config.teacher_lr, k - warmup, total - warmup)
-        quiz = context.batch("quiz", data.sample_quiz(quiz_labels, config.quiz_batch_size, context.seed, k))
+        quiz = context.batch(n + data.sample_quiz(both.labels[n:], config.quiz_batch_size, context.seed, k))
         return metadistil.metadistil_step(model, teachers, batch, quiz, *optimizers, trace=trace, **settings)[0]
 
     return learners, optimizers, total, step
@@ -380,22 +349,18 @@ def take(context: Seed, name: str, journal: dict):
         progress.show(k + 1)
         state |= {"step": k + 1, "peak_mb": max(peak_memory_mb(), state["peak_mb"])}  # NaN, if it comes first, stays
         if time.monotonic() - saved >= config.checkpoint_seconds and k + 1 < total:
-            save(config, journal | {"under_way": snapshot(state, parts)})
-            saved = time.monotonic()
+            rng, saved = [generator.get_rng_state() for generator in RANDOM], time.monotonic()
+            under_way = state | {"parts": [part.state_dict() for part in parts], "rng": rng}
+            save(config, journal | {"under_way": under_way})
     finish(context, name, journal, learners, {"seconds": state["seconds"], "peak_mb": state["peak_mb"]})
 
 
-def snapshot(state: dict, parts: list) -> dict:
-    """The stage's state, with all that its next step depends on."""
-    return state | {"parts": [part.state_dict() for part in parts], "rng": [rng.get_rng_state() for rng in RANDOM]}
-
-
 def restore(state: dict, parts: list):
-    """Put back what `snapshot` took."""
-    for part, saved in zip(parts, state["parts"]):
+    """Put back all that a stage's next step depends on."""
+    for part, saved in zip(parts, state.pop("parts")):
         part.load_state_dict(saved)
-    for rng, saved in zip(RANDOM, state["rng"]):
-        rng.set_rng_state(saved)
+    for generator, saved in zip(RANDOM, state.pop("rng")):
+        generator.set_rng_state(saved)
 
 
 def finish(context: Seed, name: str, journal: dict, learners: dict, cost: dict):
@@ -424,11 +389,10 @@ class Progress:
         now, done, live = time.monotonic(), step == self.total, sys.stderr.isatty()
         if done or now - self.shown >= (0.2 if live else 10):
             self.shown, left = now, (now - self.began) / (step - self.first) * (self.total - step)
-            words = {"loss": "loss {loss:.3f}", "quiz_loss_after": "quiz {quiz_loss_before:.4f} → {quiz_loss_after:.4f}"}
-            words |= {"teacher": "teacher {teacher:.1%}", "student": "student {student:.1%}"}
-            said = [words[key].format(**self.noted) for key in words if key in self.noted]
-            line = "  ".join([f"{self.name:<18} step {step}/{self.total}", *said, f"{left // 60:.0f}:{left % 60:02.0f} left"])
+            said = [f"{name} {value:.4f}" for name, value in self.noted.items()]
+            said += [f"{left // 60:.0f}:{left % 60:02.0f} left"]
             start, end = ("\r\033[K", "\n" if done else "") if live else ("", "\n")
+            line = "  ".join([f"{self.name:<18} step {step}/{self.total}", *said])
             print(start + line, end=end, file=sys.stderr, flush=True)
 
 
@@ -445,9 +409,7 @@ def peak_memory_mb(reset: bool = False) -> float:
 
 
 # ---------------------------------------------------------------- results
-
-
-# The 97.5% quantile of Student's t distribution for 1, 2, ... 9 degrees of freedom; beyond, the last is on the safe side.
+# The 97.5% quantiles of Student's t distribution for 1 to 9 degrees of freedom; beyond, the last is on the safe side.
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
@@ -486,15 +448,15 @@ def caption(config: Config, task: data.Task) -> str:
     sizes = f"{len(task.train):,} training examples, {task.label_noise:.0%} mislabelled, {len(task.quiz):,} in the quiz"
     epochs = f"{config.teacher_epochs} of the teacher, {config.warmup_epochs} + {config.epochs} of each student"
     versus = "Difference: students to kd, teacher to what it was, paired by seed, with a 95% interval"
-    return f"{task.name} ({task.data}): {sizes}; {config.seeds} seed(s).\nPercent after the last epoch, {epochs}. {versus}."
+    return f"{task.name} ({task.data}): {sizes}; {config.seeds} seed(s).\nPercent, last epoch: {epochs}. {versus}."
 
 
 def plot_curves(config: Config, log: list[dict]):
     """curves.png: mean dev score of the students, and of the teachers while taught; only where matplotlib is."""
-    try:
-        from matplotlib import pyplot
-    except ImportError:
+    if not importlib.util.find_spec("matplotlib"):
         return
+    from matplotlib import pyplot
+
     curves = {}  # {title: dev scores, seed after seed, epoch after epoch}
     for entry in log:
         for title, scores in entry.get("scores", {}).items() if entry["stage"] in METHODS else ():
@@ -509,11 +471,8 @@ def plot_curves(config: Config, log: list[dict]):
 
 
 # ---------------------------------------------------------------- the command line
-
-
 def run(config: Config) -> dict:
     """A whole run, as the command line does it. Returns {"config", "out", "results", "table"}. Raises InputError."""
-    check(config)
     config = resolve(config)
     path = Path(config.out, "config.json")
     expect(not path.exists(), f"--out {config.out}: holds a run; expected a new directory, or --resume {config.out}")
@@ -544,7 +503,7 @@ def carry_on(config: Config) -> dict:
 
 
 def predict_sentences(out: str, sentences):
-    """Print for each sentence, or pair with a tab between, what each trained model of seed 0 says, and how sure it is."""
+    """Print for each sentence, or pair with a tab between, what each model of seed 0 says, and how sure it is."""
     read_config(out, {})
     paths = sorted(Path(out, "seed0").glob("*.pt"), key=lambda path: ("student" in path.stem, "after" in path.stem))
     expect(paths, f"{out}/seed0: expected a trained model, found none yet; go on with --resume {out}")

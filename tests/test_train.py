@@ -159,7 +159,8 @@ def test_labels_and_steps_are_shared_fairly(tmp_path, monkeypatch):
         texts[method], asked = rows(seen["batches"][teacher_steps:]), rows(seen["quizzes"])
         seen = {"batches": [], "quizzes": []}
     context = train.Seed(finished["config"], 0)
-    train_rows, quiz_rows = (rows([torch.tensor(context.read["student"][name].inputs["input_ids"])]) for name in ("train", "quiz"))
+    ids, n = torch.tensor(context.read["student"]["train+quiz"].inputs["input_ids"]), len(context.task.train)
+    train_rows, quiz_rows = rows([ids[:n]]), rows([ids[n:]])
     assert steps == {"finetune": 15, "kd": 15, "metadistil": 15}
     assert texts["finetune"] == texts["kd"] == train_rows | quiz_rows
     assert texts["metadistil"] == train_rows and asked <= quiz_rows
@@ -197,7 +198,7 @@ def test_accuracy_and_order_of_predictions(finished):
     with torch.no_grad():
         one_by_one = torch.cat([model(**dev.batch(np.array([row]))[0]) for row in range(40)])
     torch.testing.assert_close(train.predict(model, dev)[:40], one_by_one)
-    assert train.accuracy(np.array([1, 0, 1, 1]), np.array([1, 1, 1, 0])) == 0.5
+    assert train.METRICS["accuracy"](np.array([1, 0, 1, 1]), np.array([1, 1, 1, 0])) == 0.5
 
 
 def test_the_rate_warms_up_and_decays():
