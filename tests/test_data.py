@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import subprocess
 import sys
 import zipfile
@@ -9,6 +10,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from conftest import ROOT
 
@@ -263,3 +265,177 @@ def test_the_quiz_is_drawn_evenly_over_the_classes():
 def test_unknown_task():
     with pytest.raises(InputError, match="expected one of sst2"):
         load_task("sst3", "builtin")
+
+
+# ---------------------------------------------------------------- every GLUE task
+
+# The official headers; "text", "text2" and "label" stand for what a row holds there, "-" for anything.
+HEADERS = {
+    "sst2": "sentence label",
+    "cola": None,
+    "mrpc": "Quality|#1 ID|#2 ID|#1 String|#2 String",
+    "stsb": "index|genre|filename|year|old_index|source1|source2|sentence1|sentence2|score",
+    "qqp": "id|qid1|qid2|question1|question2|is_duplicate",
+    "mnli": "index|promptID|pairID|genre|sentence1_binary_parse|sentence2_binary_parse|sentence1_parse|"
+    "sentence2_parse|sentence1|sentence2|label1|gold_label",
+    "qnli": "index|question|sentence|label",
+    "rte": "index|sentence1|sentence2|label",
+    "wnli": "index|sentence1|sentence2|label",
+}
+TEXTS = {"mrpc": ("#1 String", "#2 String"), "qqp": ("question1", "question2"), "qnli": ("question", "sentence")}
+LABELS = {"stsb": ["0.000", "2.4", "5.000"], "mnli": ["contradiction", "entailment", "neutral"]}
+LABELS |= dict.fromkeys(("qnli", "rte"), ["entailment", "not_entailment"])
+
+
+def write_task(folder, name, rows=12):
+    """A made-up miniature of a task's files in their official layout."""
+    spec, labels = data.GLUE[name], LABELS.get(name, ["0", "1"])
+    header = HEADERS[name] and HEADERS[name].replace(" label", "|label").split("|")
+    (folder / spec.folder).mkdir(parents=True)
+    for number, split in enumerate(["train", *(["dev_matched", "dev_mismatched"] if name == "mnli" else ["dev"])]):
+        lines = ["\t".join(header)] if header else []
+        for i in range(rows):
+            first, second, label = f"one {number} {i} \"so", f"two {number} {i} yes", labels[i % len(labels)]
+            if name == "cola":
+                lines.append(f"gj04\t{label}\t*\t{first}")
+                continue
+            cells = dict.fromkeys(header, "-")
+            cells |= dict(zip(TEXTS.get(name, ("sentence",) if name == "sst2" else ("sentence1", "sentence2")), (first, second)))
+            cells[{"mrpc": "Quality", "stsb": "score", "qqp": "is_duplicate", "mnli": "gold_label"}.get(name, "label")] = label
+            lines.append("\t".join(cells.values()))
+        mark = "\ufeff" if name == "mrpc" else ""
+        (folder / spec.folder / f"{split}.tsv").write_text(mark + "\n".join(lines) + "\n", encoding="utf-8")
+    if name == "cola":  # without labels, and unlike the other two with a header
+        (folder / spec.folder / "test.tsv").write_text("index\tsentence\n0\twho knows\n", encoding="utf-8")
+    return folder
+
+
+METRICS = {"cola": ("matthews",), "mrpc": ("f1", "accuracy"), "qqp": ("f1", "accuracy"), "stsb": ("pearson", "spearman")}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_every_task_is_read_in_its_official_layout(name, tmp_path):
+    task = load_task(name, str(write_task(tmp_path, name)), quiz_size=3)
+    assert [len(split) for split in (task.train, task.quiz, task.dev)] == [9, 3, 12]
+    assert task.metrics == METRICS.get(name, ("accuracy",))
+    pair = name not in ("sst2", "cola")
+    assert task.dev.texts[4] == (('one 1 4 "so', "two 1 4 yes") if pair else 'one 1 4 "so')
+    both = Counter(zip(task.train.texts + task.quiz.texts, [*task.train.labels, *task.quiz.labels]))
+    if name == "stsb":
+        assert task.label_names == [] and task.dev.labels[:3] == pytest.approx([0, 2.4, 5])
+        assert {label for _, label in both} == {np.float32(x) for x in (0, 2.4, 5)}
+        with pytest.raises(InputError, match="expected 0|0 for a regression"):
+            load_task(name, str(tmp_path), label_noise=0.1)
+    else:
+        K = len(LABELS.get(name, "01"))
+        assert len(task.label_names) == K and task.dev.labels.tolist() == [i % K for i in range(12)]
+        text = ('one 0 4 "so', "two 0 4 yes") if pair else 'one 0 4 "so'
+        assert both[text, 4 % K] == 1
+    if name == "mnli":  # the second dev set, which nothing selects by, is scored once, as a test set is
+        assert task.test.texts[0] == ('one 2 0 "so', "two 2 0 yes") and len(task.test.labels) == 12
+    if name == "cola":
+        assert task.test.texts == ["who knows"] and task.test.labels is None
+
+
+@pytest.mark.parametrize("score", ["5.1", "-1", "nan", "inf", "two", ""])
+def test_a_score_outside_0_to_5_is_named_with_its_line(score, tmp_path):
+    path = write_task(tmp_path, "stsb") / "STS-B" / "train.tsv"
+    path.write_text(path.read_text().replace("\t2.4\n", f"\t{score}\n", 1))
+    with pytest.raises(InputError, match="train.tsv:3: expected a score from 0 to 5"):
+        load_task("stsb", str(tmp_path))
+
+
+def test_mrpc_as_it_is_downloaded(tmp_path, monkeypatch):
+    rows = [f"{i % 2}\t1\t2\tfirst {i}\tsecond {i}\r\n" for i in range(500)]
+    content = ("\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n" + "".join(rows)).encode()
+    asked = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(data.GLUE, "mrpc", data.GLUE["mrpc"]._replace(md5=hashlib.md5(content).hexdigest()))
+    monkeypatch.setattr(data.urllib.request, "urlopen", lambda address, **_: asked.append(address) or io.BytesIO(content))
+    task = load_task("mrpc")
+    assert asked == ["https://dl.fbaipublicfiles.com/senteval/senteval_data/msr_paraphrase_train.txt"]
+    assert task.dev.texts[0] == ("first 92", "second 92") and len(task.dev) == 408
+    assert len(task.train) + len(task.quiz) == 92
+
+
+def test_a_regressions_quiz_has_no_classes_to_be_even_over():
+    rows = data.sample_quiz(np.linspace(0, 5, 40, dtype=np.float32), 20, seed=0, step=5)
+    assert len(set(rows)) == 20
+
+
+# ---------------------------------------------------------------- noise, and tokenisers of checkpoints
+
+
+def test_word_noise_replaces_words_and_spares_punctuation():
+    assert data.add_noise("This is a sentence.", 0) == "This is a sentence."
+    assert data.add_noise("This isn't a sentence, is it?", 1) == "noise_word noise_word noise_word noise_word, noise_word noise_word?"
+    text = " ".join(f"w{i}" for i in range(4000))
+    noisy = data.add_noise(text, 0.2, np.random.default_rng(0)).split()
+    kept = [word for word in noisy if word != "noise_word"]
+    assert len(noisy) == 4000 and abs(len(kept) / 4000 - 0.8) < 0.02 and set(kept) <= set(text.split())
+    split = data.Split(["a b", ("c d", "e f")], None)
+    assert data.noisy(split, 1.0, 0).texts == ["noise_word noise_word", ("noise_word noise_word",) * 2]
+    assert data.noisy(split, 0.5, 3).texts == data.noisy(split, 0.5, 3).texts
+
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "plot", "##s", "Plot", "."]
+
+
+def test_a_vocab_txt_is_read_as_wordpiece(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    encoded = data.encode(data.read_tokenizer(str(tmp_path)), data.Split([("The Plots", "plot.")], None))
+    assert encoded.inputs["input_ids"].tolist() == [[2, 4, 5, 6, 3, 5, 8, 3]]
+    assert encoded.inputs["token_type_ids"].tolist() == [[0, 0, 0, 0, 0, 1, 1, 1]]
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    cased = data.encode(data.read_tokenizer(str(tmp_path)), data.Split(["Plot plot"], None))
+    assert cased.inputs["input_ids"].tolist() == [[2, 7, 5, 3]]
+
+
+def test_a_tokenizer_json_is_read_without_its_padding(tmp_path):
+    tokenizer = data.train_tokenizer(["the plot is witty"], 100)
+    tokenizer.enable_padding(length=64)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    encoded = data.encode(data.read_tokenizer(str(tmp_path)), data.Split(["plot", "the plot"], None))
+    assert encoded.lengths.tolist() == [3, 4]
+
+
+def byte_level(folder, texts):
+    """RoBERTa's kind of vocabulary, learnt from the texts, as vocab.json and merges.txt."""
+    tokenizer = tokenizers.ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer.train_from_iterator(texts, vocab_size=400, min_frequency=1, special_tokens=special, show_progress=False)
+    tokenizer.save_model(str(folder))
+    return tokenizer
+
+
+def test_vocab_json_and_merges_are_read_as_byte_level_bpe(tmp_path):
+    own = byte_level(tmp_path, ["the plot is witty", "the cast is dull"])
+    encoded = data.encode(data.read_tokenizer(str(tmp_path)), data.Split([("the plot", "is dull")], None))
+    first, second = own.encode("the plot").ids, own.encode("is dull").ids
+    assert encoded.inputs["input_ids"].tolist() == [[0, *first, 2, 2, *second, 2]]
+    assert not encoded.inputs["token_type_ids"].any()
+
+
+@pytest.mark.parametrize("kind", ["BertTokenizerFast", "RobertaTokenizerFast"])
+def test_ids_equal_the_reference_implementations(kind, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    if kind.startswith("Bert"):
+        vocabulary = data.train_tokenizer(["the plot is witty and the cast is dull , isn't it ?"]).get_vocab()
+        words = sorted(vocabulary, key=vocabulary.get) + ["[MASK]"]
+        (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+        reference = transformers.BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})
+    else:
+        byte_level(tmp_path, ["the plot is witty", "the cast is dull"])
+        merges = [tuple(line.split()) for line in (tmp_path / "merges.txt").read_text().splitlines()[1:]]
+        vocabulary = json.loads((tmp_path / "vocab.json").read_text())
+        reference = transformers.RobertaTokenizerFast(vocab=vocabulary, merges=merges)
+    texts = [("The plot isn't dull.", "is it?"), ("café", "Wit 🎬 ty")]
+    encoded = data.encode(data.read_tokenizer(str(tmp_path)), data.Split(texts, None))
+    for row, (first, second) in enumerate(texts):
+        expected = reference(first, second)["input_ids"]
+        assert encoded.inputs["input_ids"][row, : encoded.lengths[row]].tolist() == expected
+
+
+def test_a_directory_without_a_tokeniser_is_refused(tmp_path):
+    with pytest.raises(InputError, match="expected tokenizer.json, vocab.txt or vocab.json, merges.txt"):
+        data.read_tokenizer(str(tmp_path))

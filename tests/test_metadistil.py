@@ -350,3 +350,89 @@ def test_real_update_uses_the_improved_teacher():
     metadistil.metadistil_step(student, teachers, batch, quiz, *optimizers, **SETTINGS)
     hook.remove()
     assert len(seen) == 2 and not torch.equal(seen[0], seen[1])
+
+
+# ---------------------------------------------------------------- hidden states (pkd), frozen teachers, the kept pilot
+
+
+def test_pkd_loss_worked_by_hand():
+    student, teacher = torch.tensor([[[3.0, 4.0]], [[0.0, 2.0]]]), torch.tensor([[[4.0, 3.0]], [[0.0, 9.0]]])
+    # unit vectors (0.6, 0.8) against (0.8, 0.6), then equal ones: (0.04 + 0.04 + 0 + 0) / 4
+    assert metadistil.pkd_loss(student, teacher).item() == pytest.approx(0.02)
+
+
+def patient_case(dtype):
+    """Two teachers and a student that show their hidden states, so that beta counts."""
+    torch.manual_seed(3)
+    student, teachers, batch, quiz = encoder_case(dtype)
+    width = student.config.hidden
+    teachers = [encoder(3, width).to(dtype), encoder(3, width).to(dtype)]
+    student = encoder(2, width).to(dtype)
+    student.patient_layers = (1, 2)
+    for teacher in teachers:
+        teacher.patient_layers = (1, 3)
+    return student, teachers, batch, quiz
+
+
+PATIENT = {"pilot_lr": 0.3, "alpha": 0.4, "temperature": 2.0, "beta": 20.0}
+
+
+@pytest.mark.parametrize("mode", ["jvp", "finite_difference"])
+def test_the_meta_gradient_flows_through_hidden_states_in_every_mode(mode):
+    student, teachers, batch, quiz = patient_case(torch.float64)
+    exact = metadistil.meta_gradient(student, teachers, batch, quiz, **PATIENT)
+    found = metadistil.meta_gradient(student, teachers, batch, quiz, mode=mode, **PATIENT)
+    without = metadistil.meta_gradient(student, teachers, batch, quiz, **(PATIENT | {"beta": 0.0}))
+    assert relative_difference(found.grads, exact.grads) < (1e-9 if mode == "jvp" else 1e-5)
+    assert relative_difference(without.grads, exact.grads) > 0.05
+
+
+def test_the_meta_gradient_through_hidden_states_equals_central_differences():
+    student, teachers, batch, quiz = patient_case(torch.float64)
+    found = metadistil.meta_gradient(student, teachers, batch, quiz, **PATIENT).grads
+
+    def quiz_loss():
+        z_T = metadistil.teach(teachers, batch[0])
+        settings = {name: PATIENT[name] for name in ("alpha", "temperature", "beta")}
+        theta = metadistil.pilot_update(student, batch, z_T, PATIENT["pilot_lr"], **settings)
+        return metadistil.quiz_gradient(student, theta, quiz)[0]
+
+    parameters = metadistil.parameters_of(teachers)
+    directions = [torch.randn_like(parameter) for parameter in parameters]
+    expected = sum((gradient * direction).sum() for gradient, direction in zip(found, directions)).item()
+    losses, epsilon = [], 1e-4
+    for sign in (1, -2):
+        with torch.no_grad():
+            for parameter, direction in zip(parameters, directions):
+                parameter.add_(sign * epsilon * direction)
+        losses.append(quiz_loss().item())
+    assert (losses[0] - losses[1]) / (2 * epsilon) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_frozen_teacher_hears_the_quiz_and_the_student_learns_as_in_kd():
+    results = []
+    for frozen in (True, False):
+        torch.manual_seed(1)
+        student, teachers, batch, quiz = encoder_case(torch.float32)
+        optimizer = torch.optim.AdamW(student.parameters(), lr=0.01)
+        torch.nn.ModuleList(teachers).requires_grad_(False)
+        if frozen:
+            teacher_optimizer = torch.optim.AdamW(metadistil.parameters_of(teachers), lr=0.1)
+            before = [theta.clone() for theta in metadistil.parameters_of(teachers)]
+            pair = (optimizer, teacher_optimizer)
+            _, result = metadistil.metadistil_step(student, teachers, batch, quiz, *pair, pilot_lr=0.1)
+            assert all(gradient.eq(0).all() for gradient in result.grads) and result.quiz_loss > 0
+            assert all(map(torch.equal, before, metadistil.parameters_of(teachers)))
+        else:
+            metadistil.real_update(student, teachers, batch, optimizer)
+        results.append(list(student.parameters()))
+    assert all(map(torch.equal, *results))
+
+
+def test_a_kept_pilot_is_where_the_student_stays():
+    student, teachers, batch, quiz = encoder_case(torch.float32)
+    expected = metadistil.pilot_update(student, batch, metadistil.teach(teachers, batch[0]), 0.2)
+    optimizers = [torch.optim.SGD(metadistil.parameters_of([model]), lr=0.1) for model in (student, teachers[0])]
+    loss, result = metadistil.metadistil_step(student, teachers, batch, quiz, *optimizers, True, pilot_lr=0.2)
+    assert all(torch.equal(theta, expected[name]) for name, theta in student.named_parameters())
+    assert loss == result.quiz_loss

@@ -1,10 +1,14 @@
 """The encoder against torch's own layer and the published sizes."""
 
+import dataclasses
+import json
+import warnings
+
 import pytest
 import torch
-from conftest import shaken
+from conftest import save_checkpoint, shaken
 
-from models import PRESETS, Block, Encoder, EncoderConfig
+from models import PRESETS, Block, CheckpointError, Encoder, EncoderConfig
 
 SMALL = EncoderConfig(vocab_size=30, hidden=16, layers=2, heads=4, intermediate=40, max_positions=20, num_labels=3)
 
@@ -120,3 +124,146 @@ def test_logits_equal_the_reference_implementations(family, file_format, tmp_pat
         inputs["token_type_ids"] = (torch.arange(17) >= lengths // 2).long()
     with torch.no_grad():
         assert (model(**inputs) - reference(**inputs).logits).abs().max() < 1e-5
+
+
+def small_checkpoint(tmp_path):
+    """A BERT of three layers with a head for three classes, in the published format, and what it was made from."""
+    model = shaken(Encoder(dataclasses.replace(SMALL, layers=3)))
+    return save_checkpoint(tmp_path / "checkpoint", model), model.eval()
+
+
+def write_safetensors(path, tensors):
+    """The format by its specification; each tensor in its own type."""
+    names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
+    header, buffers, end = {"__metadata__": {"format": "pt"}}, [], 0
+    for name, tensor in tensors.items():
+        raw = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [end, end + len(raw)]}
+        buffers.append(raw)
+        end += len(raw)
+    head = json.dumps(header).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head + b"".join(buffers))
+
+
+IDS = torch.tensor([[3, 9, 4, 28, 7], [5, 1, 2, 0, 0]])
+
+
+def test_a_checkpoint_brings_its_head_when_the_labels_agree(tmp_path):
+    directory, model = small_checkpoint(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(Encoder.from_pretrained(directory, num_labels=3).eval()(IDS), model(IDS))
+    with pytest.warns(UserWarning) as said:
+        other = Encoder.from_pretrained(directory, num_labels=2)
+    assert [str(one.message) for one in said] == [
+        f"{directory}: fresh weights: classifier.weight, classifier.bias; not used: none"
+    ]
+    assert other(IDS).shape == (2, 2) and torch.equal(other.pooler.weight, model.pooler.weight)
+
+
+def test_kept_layers_are_those_of_the_checkpoint(tmp_path):
+    directory, model = small_checkpoint(tmp_path)
+    student = Encoder.from_pretrained(directory, num_labels=3, layers=(0, 2)).eval()
+    assert len(student.blocks) == student.config.layers == 2
+    del model.blocks[1]
+    assert torch.equal(student(IDS), model(IDS))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_old_names_and_every_type_of_number_are_read(tmp_path, dtype):
+    directory, model = small_checkpoint(tmp_path)
+    tensors = torch.load(directory / "pytorch_model.bin", weights_only=True)
+    old = {name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor.to(dtype)
+           for name, tensor in tensors.items()}  # fmt: skip
+    (directory / "pytorch_model.bin").unlink()
+    write_safetensors(directory / "model.safetensors", old | {"bert.embeddings.position_ids": torch.arange(20)})
+    with pytest.warns(UserWarning, match="fresh weights: none; not used: embeddings.position_ids$"):
+        found = Encoder.from_pretrained(directory, num_labels=3)
+    for (name, ours), expected in zip(found.named_parameters(), model.parameters()):
+        assert ours.dtype == torch.float32 and torch.equal(ours, expected.to(dtype).float()), name
+
+
+def test_a_language_models_file_leaves_its_head_behind(tmp_path):
+    published_model("roberta", tmp_path, head=False)
+    with pytest.warns(UserWarning) as said:
+        Encoder.from_pretrained(tmp_path)
+    message = str(said[0].message)
+    assert "fresh weights: pooler.weight, pooler.bias, classifier.weight, classifier.bias; not used: lm_head" in message
+    assert "\n" not in message and len(said) == 1
+
+
+def test_a_pooler_that_roberta_does_not_use_is_not_taken_for_its_head(tmp_path):
+    reference = published_model("roberta", tmp_path, "bin")
+    path = tmp_path / "pytorch_model.bin"
+    tensors = torch.load(path, weights_only=True)
+    pooler = {"roberta.pooler.dense.weight": torch.ones(24, 24), "roberta.pooler.dense.bias": torch.ones(24)}
+    torch.save(tensors | pooler, path)
+    ids = IDS.clamp(min=2)  # to the reference, 1 is padding
+    with torch.no_grad():
+        assert (Encoder.from_pretrained(tmp_path).eval()(ids) - reference(ids).logits).abs().max() < 1e-5
+
+
+def test_patient_layers_show_their_cls_states():
+    model = shaken(Encoder(SMALL)).eval()
+    logits, seen = model(IDS), []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, inputs, output: seen.append(output[:, 0]))
+    model.patient_layers = (2, 1)
+    again, states = model(IDS)
+    assert torch.equal(again, logits) and torch.equal(states, torch.stack([seen[1], seen[0]], dim=1))
+
+
+def broken(tmp_path, name, content):
+    directory, _ = small_checkpoint(tmp_path)
+    (directory / name).unlink(missing_ok=True)
+    if content is not None:
+        (directory / name).write_bytes(content)
+    return directory
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("config.json", None, "expected a checkpoint's directory, or one of micro, tiny"),
+        ("config.json", b"{", "config.json: expected the JSON of a checkpoint"),
+        ("config.json", b"[]", "config.json: expected the JSON of a checkpoint"),
+        ("config.json", b'{"model_type": "t5"}', "config.json: expected a BERT, RoBERTa or DistilBERT"),
+        ("pytorch_model.bin", None, "expected the weights that config.json promises"),
+        ("pytorch_model.bin", b"nonsense", "expected the weights that config.json promises"),
+        ("model.safetensors", b"", "expected the weights that config.json promises"),
+        ("model.safetensors", b"\xff" * 64, "expected the weights that config.json promises"),
+        ("model.safetensors", b"\x02" + bytes(7) + b"{}", None),
+    ],
+)
+def test_a_broken_checkpoint_is_told_in_one_line(tmp_path, name, content, message):
+    directory = broken(tmp_path, name, content)
+    if message is None:  # a file without tensors is told of as one
+        with pytest.warns(UserWarning, match="fresh weights: words.weight, positions.weight"):
+            Encoder.from_pretrained(directory)
+        return
+    with pytest.raises(CheckpointError) as error:
+        Encoder.from_pretrained(directory)
+    assert message in str(error.value) and "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_tensors_of_another_shape_and_layers_that_are_not_there_are_refused(tmp_path):
+    directory, _ = small_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match="index 3 is out of range"):
+        Encoder.from_pretrained(directory, layers=(1, 3))
+    config = json.loads((directory / "config.json").read_text()) | {"hidden_size": 20}
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="size mismatch for words.weight"):
+        Encoder.from_pretrained(directory)
+
+
+def test_no_code_is_run_from_a_pickle(tmp_path):
+    directory, _ = small_checkpoint(tmp_path)
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    torch.save({"words.weight": Evil()}, directory / "pytorch_model.bin")
+    with pytest.raises(CheckpointError):
+        Encoder.from_pretrained(directory)
+    assert not (tmp_path / "owned").exists()

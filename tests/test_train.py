@@ -13,9 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, save_checkpoint, shaken
+from test_data import write_task
 
+import data
 import metadistil
+import models
 import train
 
 SMALL = {
@@ -267,3 +270,187 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         train.main(flags(**SMALL, out=tmp_path / "wild", finetune_lr=1e30))
     assert stop.value.code == 2 and "expected finite losses" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- scores, by hand and against the libraries
+
+
+def test_metrics_worked_by_hand():
+    predictions, labels = np.array([1, 1, 1, 0, 0, 0]), np.array([1, 1, 0, 1, 0, 0])
+    scores = {name: metric(predictions, labels) for name, metric in train.METRICS.items()}
+    # precision 2/3, recall 2/3; Matthews (2·2 − 1·1) / √(3·3·3·3) = 1/3
+    assert scores["accuracy"] == pytest.approx(4 / 6) and scores["f1"] == pytest.approx(2 / 3)
+    assert scores["matthews"] == pytest.approx(1 / 3)
+    assert train.pearson(np.array([1.0, 2, 3]), np.array([1.0, 2, 9])) == pytest.approx(8 / math.sqrt(2 * 38))
+    assert train.ranks(np.array([5.0, 1, 5, 3])).tolist() == [3.5, 1, 3.5, 2]
+    # ranks (1, 2.5, 2.5, 4) against (1, 2, 3, 4): 4.5 / √(4.5 · 5)
+    found = train.METRICS["spearman"](np.array([0.1, 7, 7, 8]), np.array([1.0, 2, 3, 4]))
+    assert found == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+
+
+def test_constant_predictions_score_zero():
+    labels = np.array([0, 1, 1, 0])
+    for constant in (np.zeros(4, int), np.full(4, 0.1)):
+        for name in ("matthews", "pearson", "spearman"):
+            assert train.METRICS[name](constant, labels) == train.METRICS[name](labels, constant) == 0.0
+    assert train.f1(np.zeros(4, int), labels) == train.f1(np.zeros(4, int), np.zeros(4, int)) == 0.0
+    assert train.f1(np.ones(4, int), labels) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("case", ["random", "ties", "one class said", "one class there", "all wrong", "single"])
+def test_metrics_agree_with_the_libraries(case):
+    sklearn, stats = pytest.importorskip("sklearn.metrics"), pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    labels, predictions = rng.integers(2, size=(2, 1 if case == "single" else 60))
+    predictions = {"one class said": 0 * labels + 1, "all wrong": 1 - labels}.get(case, predictions)
+    labels = 0 * labels if case == "one class there" else labels
+    expected = {"accuracy": sklearn.accuracy_score(labels, predictions), "f1": sklearn.f1_score(labels, predictions, zero_division=0),
+                "matthews": sklearn.matthews_corrcoef(labels, predictions)}  # fmt: skip
+    assert {name: train.METRICS[name](predictions, labels) for name in expected} == pytest.approx(expected)
+    if case != "single":
+        scores = rng.normal(size=60).astype(np.float32)
+        truth = (rng.integers(6, size=60) if case == "ties" else rng.normal(size=60)).astype(np.float32)
+        assert train.pearson(scores, truth) == pytest.approx(stats.pearsonr(scores.astype(float), truth).statistic)
+        assert train.METRICS["spearman"](scores, truth) == pytest.approx(stats.spearmanr(scores, truth).statistic)
+
+
+# ---------------------------------------------------------------- checkpoints, several teachers, pkd, ablations
+
+
+TEXTS = data.builtin_reviews()["train"].texts
+
+
+def checkpoint(folder, texts, layers=2, seed=0, **shape):
+    """A random BERT in the published format, with a tokeniser learnt from the texts."""
+    torch.manual_seed(seed)
+    tokenizer = data.train_tokenizer(texts, 150)
+    shape = {"hidden": 16, "heads": 2, "intermediate": 32, "max_positions": 40} | shape
+    config = models.EncoderConfig(vocab_size=tokenizer.get_vocab_size(), layers=layers, **shape)
+    return str(save_checkpoint(folder, shaken(models.Encoder(config)), tokenizer))
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return [checkpoint(folder / "one", TEXTS[-4:], 4), checkpoint(folder / "two", TEXTS[:300], 2, seed=1)]
+
+
+def test_two_teachers_each_read_the_ids_of_their_own_vocabulary(checkpoints, tmp_path):
+    config = train.resolve(small(tmp_path, teacher=",".join(checkpoints), student="micro"))
+    context = train.Seed(config, 0)
+    assert list(context.sources) == ["student", "teacher", "teacher 2"]
+    rows = np.arange(5)
+    inputs, _ = context.batch(rows)
+    for role, source in zip(("teacher", "teacher 2"), checkpoints):
+        own = data.encode(data.read_tokenizer(source), context.task.train[rows]).batch(rows)[0]
+        reader = context.model(role).eval()
+        with torch.no_grad():
+            assert torch.equal(reader(**inputs), reader.network(**own)), role
+    with torch.no_grad():  # fed the first one's ids, the second says something else
+        assert not torch.allclose(reader(**inputs), reader.network(**inputs["teacher"]), atol=1e-3)
+
+
+def test_two_teachers_are_both_trained_averaged_and_taught(checkpoints, tmp_path):
+    settings = {"teacher": ",".join(checkpoints), "student": checkpoints[0], "student_layers": "1,3", "methods": "kd,metadistil"}
+    finished = train.run(small(tmp_path / "run", teacher_lr=0.01, **settings))
+    titles = {"teacher before", "teacher 2 before", "teacher after metadistil", "teacher 2 after metadistil"}
+    assert titles | {"student kd", "student metadistil"} == set(finished["results"])
+    of = {path.stem: torch.load(path, weights_only=True) for path in (tmp_path / "run" / "seed0").glob("*.pt")}
+    for teacher in ("teacher", "teacher-2"):
+        moved = (of[f"{teacher}-before"]["weights"][name] - tensor for name, tensor in of[f"{teacher}-after-metadistil"]["weights"].items())
+        assert max(difference.abs().max() for difference in moved) > 1e-3
+    assert of["student-kd"]["config"]["layers"] == 2 and of["teacher-before"]["config"]["layers"] == 4
+    train.predict_sentences(str(tmp_path / "run"), ["the plot is dull"])
+
+
+def test_a_checkpoint_decides_the_defaults(checkpoints, tmp_path):
+    config = train.resolve(small(tmp_path, teacher=checkpoints[0], student="micro", epochs=None))
+    assert config.student_lr == 7e-5 and config.epochs == 1 and config.data == "builtin"
+
+
+@pytest.mark.parametrize("how, expected", [("skip", (3, 6, 9)), ("last", (9, 10, 11))])
+def test_matched_layers(how, expected, tmp_path):
+    config = small(tmp_path, teacher="base", student="small", pkd_layers=how, methods="pkd")
+    with pytest.raises(train.InputError, match="pkd expected a student"):  # not as wide
+        train.matched_layers(config)
+    matched = train.matched_layers(small(tmp_path, teacher="base,distilbert", student="distilbert", pkd_layers=how))
+    assert matched["student"] == matched["teacher 2"] == (1, 2, 3, 4, 5)
+    assert matched["teacher"] == {"skip": (2, 4, 6, 8, 10), "last": (7, 8, 9, 10, 11)}[how]
+    # of twelve layers for a student of four: Sun et al. 2019, section 3.2
+    skip = {"student": (1, 2, 3), "teacher": expected}
+    kept = small(tmp_path, teacher="base", student=str(deep(tmp_path)), student_layers="0,1,2,3", pkd_layers=how)
+    assert train.matched_layers(kept) == skip
+
+
+def deep(tmp_path):
+    (tmp_path / "deep").mkdir()
+    shape = {"vocab_size": 9, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+             "intermediate_size": 9, "max_position_embeddings": 9, "hidden_act": "gelu"}  # fmt: skip
+    (tmp_path / "deep" / "config.json").write_text(json.dumps(shape))
+    return tmp_path / "deep"
+
+
+def test_pkd_matches_hidden_states_alone_and_inside_metadistil(checkpoints, tmp_path):
+    settings = {"teacher": checkpoints[0], "student": checkpoints[0], "student_layers": "1,3"}
+    context = train.Seed(train.resolve(small(tmp_path, **settings, methods="pkd,metadistil-pkd", beta=1000.0)), 0)
+    train.write_whole(context.folder / "teacher-before.pt", {"weights": context.model("teacher").network.state_dict()})
+    for name, other in (("pkd", "kd"), ("metadistil-pkd", "metadistil")):
+        losses, states = {}, {}
+        for method in (name, other):
+            learners, _, _, step = train.stage(context, method)
+            losses[method] = step(6, {}).item()  # the first step after the warm-up
+            states[method] = learners[f"student {method}"].network.blocks[0].query.weight
+        assert losses[name] > losses[other] + 0.1 and not torch.equal(states[name], states[other])
+    assert learners["teacher after metadistil"].network.patient_layers == ()
+    assert train.stage(context, "pkd")[0]["student pkd"].network.patient_layers == (1,)
+
+
+def test_a_frozen_teacher_makes_metadistil_equal_to_kd(tmp_path):
+    train.run(small(tmp_path / "run", methods="kd,metadistil", freeze_teacher=True))
+    weights = numbers_of(tmp_path / "run")[1]
+    for one, other in (("student-kd", "student-metadistil"), ("teacher-before", "teacher-after-metadistil")):
+        one, other = weights[f"seed0/{one}.pt"], weights[f"seed0/{other}.pt"]
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any("quiz_loss_after" in entry for entry in log)  # the quiz was sat nevertheless
+
+
+@pytest.mark.parametrize("flag, calls", [({"meta_every": 3}, (4, 15)), ({"no_pilot": True}, (10, 5)), ({}, (10, 15))])
+def test_ablations_take_the_steps_they_say(tmp_path, monkeypatch, flag, calls):
+    seen = {"meta_update": 0, "real_update": 0}
+    for name, original in [(name, getattr(metadistil, name)) for name in seen]:
+        def counted(*arguments, name=name, original=original, **settings):  # fmt: skip
+            seen[name] += 1
+            return original(*arguments, **settings)
+        monkeypatch.setattr(metadistil, name, counted)  # fmt: skip
+    train.run(small(tmp_path / "run", methods="metadistil", **flag))
+    assert (seen["meta_update"], seen["real_update"] - 10) == calls  # 10: the teacher's own training
+
+
+def test_word_noise_is_for_the_training_sentences_of_the_student_alone(tmp_path):
+    context = train.Seed(train.resolve(small(tmp_path, noise=1.0)), 0)
+    n = len(context.task.train)
+    clean = data.encode(context.tokenizers["teacher"], context.task.train + context.task.quiz)
+    for role in ("student", "teacher"):
+        read = context.read[role]
+        same = [np.array_equal(*(ids[ids != 0] for ids in (a, b)))
+                for a, b in zip(read["train+quiz"].inputs["input_ids"], clean.inputs["input_ids"])]  # fmt: skip
+        assert all(same[n:]) and all(same[:n]) == (role == "teacher") and any(same[:n]) == (role == "teacher")
+    dev = data.encode(context.tokenizers["student"], context.task.dev)
+    assert np.array_equal(context.read["student"]["dev"].inputs["input_ids"], dev.inputs["input_ids"])
+
+
+@pytest.mark.parametrize("name, columns", [
+    ("stsb", ["dev pearson", "dev spearman"]), ("mrpc", ["dev f1", "dev accuracy"]),
+    ("mnli", ["dev accuracy", "test accuracy"]), ("cola", ["dev matthews"]),
+])  # fmt: skip
+def test_other_tasks_run_with_their_metrics(name, columns, tmp_path, capsys):
+    folder, out = write_task(tmp_path / "files", name, rows=30), tmp_path / "run"
+    settings = {"teacher_epochs": 1, "epochs": 1, "train_size": 20, "quiz_size": 6}
+    finished = train.run(small(out, **settings, data=str(folder), task=name))
+    assert list(finished["results"]["student metadistil"][0]["scores"]) == columns
+    assert all(math.isfinite(score) for score in finished["results"]["student metadistil"][0]["scores"].values())
+    capsys.readouterr()
+    train.main(["--predict", "one thing\tanother" if name != "cola" else "one thing", "--out", str(out)])
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 6 and (name != "stsb" or re.search(r"-?\d\.\d\d$", said[1]))
