@@ -446,9 +446,9 @@ def table(results: dict[str, list[dict]]) -> str:
 def caption(config: Config, task: data.Task) -> str:
     """What the table's numbers are: which data, which epoch, and what is compared to what."""
     sizes = f"{len(task.train):,} training examples, {task.label_noise:.0%} mislabelled, {len(task.quiz):,} in the quiz"
-    epochs = f"{config.teacher_epochs} of the teacher, {config.warmup_epochs} + {config.epochs} of each student"
+    epochs = f"all epochs, {config.teacher_epochs} of the teacher, {config.warmup_epochs} + {config.epochs} of a student"
     versus = "Difference: students to kd, teacher to what it was, paired by seed, with a 95% interval"
-    return f"{task.name} ({task.data}): {sizes}; {config.seeds} seed(s).\nPercent, last epoch: {epochs}. {versus}."
+    return f"{task.name} ({task.data}): {sizes}; {config.seeds} seed(s).\nPercent, after {epochs}. {versus}."
 
 
 def plot_curves(config: Config, log: list[dict]):
@@ -528,8 +528,9 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser("train.py", **look, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     flags.error, groups = lambda message: flags.exit(2, f"train.py: {message}\n"), {}  # without the usage, one line
     for field in dataclasses.fields(Config):
-        name, text, default = (field.metadata[key] for key in ("group", "help", "default"))
-        text += f" [{default}]".replace("(", "").replace(")", "") if default not in (None, "", False) else ""
+        name, text, valid, default = (field.metadata[key] for key in ("group", "help", "valid", "default"))
+        text += f", {valid[1]}" if valid and " of " in valid[1] else ""
+        text += re.sub(r"[()']", "", f" [{default}]") if default not in (None, "", False) else ""
         groups[name] = groups.get(name) or flags.add_argument_group(name)
         kind = {"action": "store_true"} if field.type is bool else {"type": field.type, "metavar": ""}
         groups[name].add_argument("--" + field.name.replace("_", "-"), help=text, **kind)
