@@ -505,7 +505,7 @@ def carry_on(config: Config) -> dict:
 def predict_sentences(out: str, sentences):
     """Print for each sentence, or pair with a tab between, what each model of seed 0 says, and how sure it is."""
     read_config(out, {})
-    paths = sorted(Path(out, "seed0").glob("*.pt"), key=lambda path: ("student" in path.stem, "after" in path.stem, path))
+    paths = sorted(Path(out, "seed0").glob("*.pt"), key=lambda p: ("student" in p.stem, "after" in p.stem, p))
     expect(paths, f"{out}/seed0: expected a trained model, found none yet; go on with --resume {out}")
     trained = [(path.stem.replace("-", " "), torch.load(path, "cpu", weights_only=True)) for path in paths]
     for sentence in map(str.strip, sentences):
