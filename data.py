@@ -129,8 +129,8 @@ def load_task(
     assert not {*train.texts} & {*quiz.texts} and not {*train.texts, *quiz.texts} & held_out, "the splits overlap"
     label_noise = default_noise if label_noise is None else label_noise
     train.labels = flip_labels(train.labels, label_noise, len(spec.labels), seed)
-    names = list(spec.labels.values())
-    return Task(name, data, names, spec.metrics, train, quiz, label_noise=label_noise, notes=notes, **splits)
+    splits |= {"train": train, "quiz": quiz}
+    return Task(name, data, [*spec.labels.values()], spec.metrics, label_noise=label_noise, notes=notes, **splits)
 
 
 def carve(train: Split, quiz_size: int, train_size: int | None, seed: int) -> tuple[Split, Split]:

@@ -429,16 +429,17 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> str:
 
 def table(results: dict[str, list[dict]]) -> str:
     """The run's table in Markdown: a row for each model, a column for each score and cost."""
-    columns, most = (results["teacher before"][0][key] for key in ("scores", "parameters"))
+    columns, most = list(results["teacher before"][0]["scores"]), results["teacher before"][0]["parameters"]
+    last = next(i for i, name in enumerate(columns) if name.split()[0] == columns[-1].split()[0])  # its first metric
     of = {title: np.array([[*seed["scores"].values()] for seed in found]) for title, found in results.items()}
-    rows = [["model", *columns, f"difference ({[*columns][-1]})", "parameters", "times smaller", "seconds", "peak MB"]]
+    rows = [["model", *columns, f"difference ({columns[last]})", "parameters", "times smaller", "seconds", "peak MB"]]
     rows.append(["---"] * len(rows[0]))
     for title in sorted(results, key=lambda title: title.startswith("student")):
         rival = "student kd" if title.startswith("student") else title.split(" after")[0] + " before"
         differs, size = rival in results and rival != title, results[title][0]["parameters"]
         costs = [np.mean([seed[cost] for seed in results[title]]) for cost in ("seconds", "peak_mb")]
         rows.append([title, *map(spread, of[title].T)])  # of[title]: (seeds, columns)
-        rows[-1].append(paired_difference(of[title][:, -1], of[rival][:, -1]) if differs else "")
+        rows[-1].append(paired_difference(of[title][:, last], of[rival][:, last]) if differs else "")
         rows[-1] += [f"{size:,}", f"{most / size:.1f}", *("–" if math.isnan(cost) else f"{cost:.0f}" for cost in costs)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -549,8 +550,7 @@ def main(arguments: list[str] | None = None):
             return predict_sentences(given.get("out", ""), [given["predict"]] if given["predict"] else sys.stdin)
         if given.get("data", data.BUILTIN) != data.BUILTIN:
             given["data"] = os.path.abspath(given["data"])  # a directory that was asked for: nothing takes its place
-        out = given.pop("resume", None)
-        carry_on(read_config(out, given)) if out else run(Config(**given))
+        carry_on(read_config(given.pop("resume"), given)) if "resume" in given else run(Config(**given))
     except (InputError, models.CheckpointError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)

@@ -449,6 +449,8 @@ def test_other_tasks_run_with_their_metrics(name, columns, tmp_path, capsys):
     settings = {"teacher_epochs": 1, "epochs": 1, "train_size": 20, "quiz_size": 6}
     finished = train.run(small(out, **settings, data=str(folder), task=name))
     assert list(finished["results"]["student metadistil"][0]["scores"]) == columns
+    main = columns[1] if name == "mnli" else columns[0]  # the task's first metric on the last split
+    assert f"difference ({main})" in finished["table"]
     assert all(math.isfinite(score) for score in finished["results"]["student metadistil"][0]["scores"].values())
     capsys.readouterr()
     train.main(["--predict", "one thing\tanother" if name != "cola" else "one thing", "--out", str(out)])
