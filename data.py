@@ -5,15 +5,17 @@ A task has four disjoint splits. `train` and `quiz` are carved out of the traini
 Everything random is a function of a seed.
 """
 
-import collections, hashlib, json, math, os, re, shutil, sys, tempfile, typing, urllib.request
+import collections, hashlib, json, os, re, shutil, sys, tempfile, typing, urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, Tokenizer, processors
+from torch.nn import functional as F
 
 BUILTIN = "builtin"  # the name of the data set that needs no file
+PIXELS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))  # CIFAR-100's mean and deviation, of 0 to 1
 MAX_LENGTH = 128  # tokens of an example that are read
 DEFAULT_DATA = "data"  # where files are looked for, and downloaded to, unless told otherwise
 
@@ -30,28 +32,33 @@ def expect(condition, message: str):
 
 @dataclass
 class Split:
-    """Examples: sentences, or pairs of sentences where the task has such, and labels where known."""
+    """Examples, and labels where known."""
 
-    texts: list[str] | list[tuple[str, str]]
+    examples: np.ndarray  # sentences or pairs of sentences (N,), objects; or pictures in bytes (N, 3, 32, 32)
     labels: np.ndarray | None  # (N,) class numbers, or the scores of a regression
 
     def __len__(self):
-        return len(self.texts)
+        return len(self.examples)
 
     def __getitem__(self, rows) -> "Split":
-        return Split([self.texts[i] for i in rows], None if self.labels is None else self.labels[rows])
+        return Split(self.examples[rows], None if self.labels is None else self.labels[rows])
 
     def __add__(self, other: "Split") -> "Split":
-        return Split(self.texts + other.texts, np.concatenate([self.labels, other.labels]))
+        return Split(*map(np.concatenate, ((self.examples, other.examples), (self.labels, other.labels))))
+
+    @property
+    def texts(self) -> list:
+        """The examples as what can be looked up: sentences, pairs, bytes."""
+        return self.examples.tolist() if self.examples.dtype == object else list(map(bytes, self.examples))
 
 
-@dataclass
-class Task:
+class Task(typing.NamedTuple):
     """One task, split. `data` is "builtin" or the directory; `notes` tell what was decided on the way."""
 
     name: str
     data: str
     label_names: list[str]  # none: a regression
+    num_labels: int  # outputs of a network: 1 for a regression
     metrics: tuple[str, ...]
     train: Split
     quiz: Split
@@ -61,81 +68,82 @@ class Task:
     test: Split | None = None  # None, or without labels, where none are published; of MNLI dev_mismatched
 
 
-class GlueTask(typing.NamedTuple):
-    """How a GLUE task's files are laid out (header names, not places), and where they come from."""
+class Files(typing.NamedTuple):
+    """How a task's files are laid out (header names, not places), and where they come from."""
 
     folder: str
-    texts: tuple[str, ...]  # columns
+    texts: tuple[str, ...]  # columns; none: pictures
     label: str  # column
     labels: dict[str, str]  # as written in the file -> as printed; none: scores from 0 to 5
-    metrics: tuple[str, ...]
     archive: str  # relative to GLUE_ADDRESS
     md5: str | None = None
-    files: tuple[str, str] = ("dev", "test")
+    metrics: tuple[str, ...] = ("accuracy",)
+    names: tuple[str, str] = ("dev", "test")
     header: tuple[str, ...] = ()  # of files that have none
+    needed: tuple[str, ...] = ("train", "dev")  # a dev set that is not published is carved out of train
 
 
 GLUE_ADDRESS = "https://dl.fbaipublicfiles.com/glue/data/"
-SENTENCES, F1 = ("sentence1", "sentence2"), ("f1", "accuracy")
-SAME = {"0": "different", "1": "same"}
-FOLLOWS = {"entailment": "entailment", "not_entailment": "not entailment"}
-GLUE = {
-    "sst2": GlueTask("SST-2", ("sentence",), "label", {"0": "negative", "1": "positive"}, ("accuracy",),
-                     "SST-2.zip", "9f81648d4199384278b86e315dac217c"),
-    "cola": GlueTask("CoLA", ("sentence",), "label", {"0": "unacceptable", "1": "acceptable"}, ("matthews",),
-                     "CoLA.zip", header=("source", "label", "mark", "sentence")),
-    "mrpc": GlueTask("MRPC", ("#1 String", "#2 String"), "Quality", SAME, F1,
-                     "/senteval/senteval_data/msr_paraphrase_train.txt", "793daf7b6224281e75fe61c1f80afe35"),
-    "stsb": GlueTask("STS-B", SENTENCES, "score", {}, ("pearson", "spearman"), "STS-B.zip"),
-    "qqp": GlueTask("QQP", ("question1", "question2"), "is_duplicate", SAME, F1, "QQP-clean.zip"),
-    "mnli": GlueTask("MNLI", SENTENCES, "gold_label", {n: n for n in ("contradiction", "entailment", "neutral")},
-                     ("accuracy",), "MNLI.zip", files=("dev_matched", "dev_mismatched")),
-    "qnli": GlueTask("QNLI", ("question", "sentence"), "label", FOLLOWS, ("accuracy",),
-                     "QNLIv2.zip", "b4efd6554440de1712e9b54e14760e82"),
-    "rte": GlueTask("RTE", SENTENCES, "label", FOLLOWS, ("accuracy",), "RTE.zip", "bef554d0cafd4ab6743488101c638539"),
-    "wnli": GlueTask("WNLI", SENTENCES, "label", {"0": "false", "1": "true"}, ("accuracy",),
-                     "WNLI.zip", "a1b4bd2861017d302d29e42139657a42"),
+SENTENCES, F1, SAME = ("sentence1", "sentence2"), ("f1", "accuracy"), {"0": "different", "1": "same"}
+TONE, FOLLOWS = {"0": "negative", "1": "positive"}, {"entailment": "entailment", "not_entailment": "not entailment"}
+TASKS = {
+    "sst2": Files("SST-2", ("sentence",), "label", TONE, "SST-2.zip", "9f81648d4199384278b86e315dac217c"),
+    "cola": Files("CoLA", ("sentence",), "label", {"0": "unacceptable", "1": "acceptable"}, "CoLA.zip",
+                  metrics=("matthews",), header=("source", "label", "mark", "sentence")),
+    "mrpc": Files("MRPC", ("#1 String", "#2 String"), "Quality", SAME, needed=("train",), metrics=F1, md5=
+                  "793daf7b6224281e75fe61c1f80afe35", archive="/senteval/senteval_data/msr_paraphrase_train.txt"),
+    "stsb": Files("STS-B", SENTENCES, "score", {}, "STS-B.zip", metrics=("pearson", "spearman")),
+    "qqp": Files("QQP", ("question1", "question2"), "is_duplicate", SAME, "QQP-clean.zip", metrics=F1),
+    "mnli": Files("MNLI", SENTENCES, "gold_label", {n: n for n in ("contradiction", "entailment", "neutral")},
+                  "MNLI.zip", names=("dev_matched", "dev_mismatched")),
+    "qnli": Files("QNLI", ("question", "sentence"), "label", FOLLOWS, "QNLIv2.zip", "b4efd6554440de1712e9b54e14760e82"),
+    "rte": Files("RTE", SENTENCES, "label", FOLLOWS, "RTE.zip", "bef554d0cafd4ab6743488101c638539"),
+    "wnli": Files("WNLI", SENTENCES, "label", {"0": "false", "1": "true"}, "WNLI.zip", "a1b4bd2861017d302d29e42139657a42"),
+    "cifar100": Files("cifar-100-binary", (), "", {f"class {n}": f"class {n}" for n in range(100)},
+                      "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8",
+                      needed=("train", "test")),
 }  # fmt: skip
 
 
-# ---------------------------------------------------------------- loading a task
-def load_task(
-    name: str, data=DEFAULT_DATA, quiz_size: int | None = None, seed=0, *, train_size=None, label_noise=None
-) -> Task:
+def load_task(name, data=DEFAULT_DATA, quiz_size=None, seed=0, *, train_size=None, label_noise=None) -> Task:
     """The task `name`, split, from the directory `data` or built in (data="builtin").
-    With the default directory missing files are downloaded, and without a network the
-    built-in task takes their place; `Task.data` says so. `quiz_size` examples leave the
-    training file for the quiz (default: one in ten, as in the paper; built in,
-    BUILTIN_QUIZ_SIZE); `train_size` keeps a random subset of the rest; `label_noise` is the
-    share of training labels flipped to another class (default: none; built in,
-    BUILTIN_LABEL_NOISE). Raises InputError."""
-    expect(name in GLUE, f"unknown task {name!r}: expected one of {', '.join(GLUE)}")
-    spec, notes = GLUE[name], []
-    folder = None if data == BUILTIN else find_files(spec, data)
-    if folder is None:
-        splits = builtin_reviews()
-        spec, data, default_quiz, default_noise = GLUE["sst2"], BUILTIN, BUILTIN_QUIZ_SIZE, BUILTIN_LABEL_NOISE
+    With the default directory missing files are downloaded, and without a network the built-in task takes
+    their place; `Task.data` says so. `quiz_size` examples leave the training file for the quiz (default: one
+    in ten, as in the paper; of the reviews 300); `train_size` keeps a random subset of the rest; `label_noise`
+    is the share of training labels flipped to another class (default: none; reviews 0.4). Raises InputError."""
+    expect(name in TASKS, f"unknown task {name!r}: expected one of {', '.join(TASKS)}")
+    files, notes, size, noise = TASKS[name], [], None, 0.0
+    folder = None if data == BUILTIN else find_files(files, data)
+    if folder:
+        read, ending = (read_glue, "tsv") if files.texts else (read_pictures, "bin")
+        names = dict(zip(("train", "dev", "test"), ("train", *files.names)))
+        paths = {split: folder / f"{name}.{ending}" for split, name in names.items()}
+        splits = {n: read(path, files, n) for n, path in paths.items() if n in files.needed or path.is_file()}
+    elif files.texts:
+        splits, files, size, noise = builtin_reviews(), TASKS["sst2"], BUILTIN_QUIZ_SIZE, BUILTIN_LABEL_NOISE
     else:
-        paths = {split: folder / f"{name}.tsv" for split, name in zip(("train", "dev", "test"), ("train", *spec.files))}
-        present = [split for split in paths if split != "test" or paths[split].is_file()]
-        splits = {split: read_glue(paths[split], spec, labelled=split != "test") for split in present}
-        default_quiz, default_noise = len(splits["train"]) // 10, 0.0
+        splits = builtin_pictures()
     train = splits.pop("train")
+    if "dev" not in splits:
+        train, splits["dev"] = carve(train, len(train) // 10, None, 0)
+        notes.append(f"dev: {len(splits['dev']):,} examples carved out of the training file, the same for every seed")
     held_out = {text for split in splits.values() for text in split.texts}
-    kept = [row for row, text in enumerate(train.texts) if text not in held_out]
-    if len(kept) < len(train):
-        notes.append(f"left out {len(train) - len(kept)} training examples that stand in dev or test, too")
-    train, quiz = carve(train[kept], default_quiz if quiz_size is None else quiz_size, train_size, seed)
+    kept = np.array([text not in held_out for text in train.texts])
+    if not kept.all():
+        notes.append(f"left out {(~kept).sum()} training examples that stand in dev or test, too")
+    size = quiz_size if quiz_size is not None else size or len(train) // 10
+    train, quiz = carve(train[kept], size, train_size, seed)
     assert not {*train.texts} & {*quiz.texts} and not {*train.texts, *quiz.texts} & held_out, "the splits overlap"
-    label_noise = default_noise if label_noise is None else label_noise
-    train.labels = flip_labels(train.labels, label_noise, len(spec.labels), seed)
-    splits |= {"train": train, "quiz": quiz}
-    return Task(name, data, [*spec.labels.values()], spec.metrics, label_noise=label_noise, notes=notes, **splits)
+    noise = noise if label_noise is None else label_noise
+    train.labels = flip_labels(train.labels, noise, len(files.labels), seed)
+    labels, data = [*files.labels.values()], data if folder else BUILTIN
+    known = {"label_names": labels, "num_labels": len(labels) or 1, "metrics": files.metrics}
+    return Task(name, data, **known, train=train, quiz=quiz, **splits, label_noise=noise, notes=notes)
 
 
-def carve(train: Split, quiz_size: int, train_size: int | None, seed: int) -> tuple[Split, Split]:
-    """Split the training file into train and quiz by a seeded shuffle.
-    A text that stands there twice never goes to the quiz, so the two share no text."""
+def carve(train, quiz_size: int, train_size: int | None, seed: int) -> tuple:
+    """Split the training file into train and quiz, or dev, by a seeded shuffle.
+    What stands there twice never goes to the quiz, so the two share nothing."""
     count = collections.Counter(train.texts)
     order = np.random.default_rng([seed, 1]).permutation(len(train))
     once = np.array([count[key] == 1 for key in train.texts])[order]
@@ -157,10 +165,9 @@ def flip_labels(labels: np.ndarray, share: float, num_labels: int, seed: int) ->
     return flipped
 
 
-# ---------------------------------------------------------------- files
-def read_glue(path: Path, spec: GlueTask, labelled: bool = True) -> Split:
+def read_glue(path: Path, files: Files, split: str) -> Split:
     """A GLUE file: tab-separated, no quoting, UTF-8, columns found by their names.
-    Without `labelled` the label column may be missing. Raises InputError, which names file and line."""
+    In the test file the label column may be missing. Raises InputError, which names file and line."""
     expect(path.is_file(), f"{path}: expected a file there")
     raw = path.read_bytes()
     try:
@@ -168,51 +175,57 @@ def read_glue(path: Path, spec: GlueTask, labelled: bool = True) -> Split:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}:{line}: expected UTF-8, found the byte {raw[error.start]:#04x}") from None
-    has_header = not spec.header or set(spec.texts) <= set(rows[0])
-    header, first = (rows[0], 1) if has_header else (spec.header, 0)
-    labelled = labelled or spec.label in header
-    wanted = [*spec.texts, spec.label] if labelled else spec.texts
-    for column in wanted:
+    header = files.header if files.header and not {*files.texts} <= {*rows[0]} else rows.pop(0)
+    labelled = split != "test" or files.label in header
+    for column in (*files.texts, files.label)[: None if labelled else -1]:
         expect(column in header, f"{path}:1: expected a column {column!r}, found {' '.join(header)[:80]!r}")
-    places, texts, labels = [header.index(column) for column in wanted], [], []
-    for number, row in enumerate(rows[first:], start=first + 1):
+    texts, labels = [], []
+    for number, row in enumerate(rows, start=1 + (header is not files.header)):
         if row != [""]:
-            expect(len(row) == len(header), f"{path}:{number}: expected {len(header)} columns, found {len(row)}")
-            cells = [row[place].strip() for place in places]
-            labels += [read_label(cells.pop(), spec, f"{path}:{number}")] if labelled else []
-            texts.append(tuple(cells) if len(cells) > 1 else cells[0])
+            where, cells = f"{path}:{number}", dict(zip(header, map(str.strip, row)))
+            expect(len(row) == len(header), f"{where}: expected {len(header)} columns, found {len(row)}")
+            texts.append(tuple(cells[c] for c in files.texts) if len(files.texts) > 1 else cells[files.texts[0]])
+            if labelled:
+                label, expected = cells[files.label], ", ".join(files.labels) or "a score from 0 to 5"
+                fits = label in files.labels if files.labels else re.fullmatch(r"[0-4](\.\d+)?|5(\.0+)?", label)
+                expect(fits, f"{where}: expected a label of {expected}, found {label!r}")
+                labels.append([*files.labels].index(label) if files.labels else float(label))
     expect(texts, f"{path}: expected a header and at least one row, found none")
-    return Split(texts, np.array(labels, np.int64 if spec.labels else np.float32) if labelled else None)
+    kind = np.int64 if files.labels else np.float32
+    return Split(np.fromiter(texts, object), np.array(labels, kind) if labelled else None)
 
 
-def read_label(text: str, spec: GlueTask, where: str) -> int | float:
-    """The number of a class; of a regression the score, 0 to 5. Raises InputError."""
-    if spec.labels:
-        expect(text in spec.labels, f"{where}: expected a label of {', '.join(spec.labels)}, found {text!r}")
-        return list(spec.labels).index(text)
-    score = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else math.nan
-    expect(0 <= score <= 5, f"{where}: expected a score from 0 to 5, found {text!r}")
-    return score
+def read_pictures(path: Path, files: Files, split: str) -> Split:
+    """CIFAR-100's binary format: records of a coarse label, a fine label, and 3 × 32 × 32 bytes of pixels.
+    Raises InputError, which names file and byte."""
+    expect(path.is_file(), f"{path}: expected a file there")
+    size, most, record = path.stat().st_size, {"train": 50_000, "test": 10_000}[split], 2 + 3 * 32 * 32
+    expected = f"whole records of {record:,} bytes, at most {most:,} of them"
+    expect(0 < size <= most * record and size % record == 0, f"{path}: expected {expected}, found {size:,} bytes")
+    records = np.fromfile(path, np.uint8).reshape(-1, record)
+    for row, column in np.argwhere(records[:, :2] > (19, 99))[:1]:
+        where, found = f"{path}: byte {row * record + column:,}", records[row, column]
+        raise InputError(f"{where}: expected a label of at most {(19, 99)[column]}, found {found}")
+    return Split(records[:, 2:].reshape(-1, 3, 32, 32), records[:, 1].astype(np.int64))
 
 
-def find_files(spec: GlueTask, data: str) -> Path | None:
+def find_files(files: Files, data: str) -> Path | None:
     """The directory of the task's files, its own folder in `data`.
     What is missing in the default directory is downloaded; None if there is no network.
     Raises InputError if a directory that was asked for lacks the files."""
-    folder = Path(data, spec.folder)
-    if (folder / "train.tsv").is_file():
-        return folder
-    expect(data == DEFAULT_DATA, f"{folder}: expected train.tsv and {spec.files[0]}.tsv there, found neither")
-    try:
-        download(urllib.parse.urljoin(GLUE_ADDRESS, spec.archive), spec.md5, folder)
-    except OSError as error:
-        print(f"{spec.folder} is not in {data}/ and cannot be downloaded: {error}", file=sys.stderr)
-        return None
+    folder, train = Path(data, files.folder), "train.tsv" if files.texts else "train.bin"
+    if not (folder / train).is_file():
+        expect(data == DEFAULT_DATA, f"{folder}: expected {train} there, found none")
+        try:
+            download(urllib.parse.urljoin(GLUE_ADDRESS, files.archive), files.md5, folder)
+        except OSError as error:
+            print(f"{files.folder} is not in {data}/ and cannot be downloaded: {error}", file=sys.stderr)
+            return None
     return folder
 
 
 def download(address: str, md5: str | None, folder: Path, timeout: float = 10.0):
-    """Fetch a zip that holds the folder, or MRPC's text file; the folder appears whole and checked, or not at all.
+    """Fetch an archive of the folder, or MRPC's training file; the folder appears whole and checked, or not at all.
     Raises OSError without a network, InputError on a wrong checksum."""
     with urllib.request.urlopen(address, timeout=timeout) as response:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -225,22 +238,14 @@ def download(address: str, md5: str | None, folder: Path, timeout: float = 10.0)
             print(file=sys.stderr)
             found = hashlib.md5(archive.read_bytes()).hexdigest()
             expect(md5 in (None, found), f"{address}: expected the MD5 checksum {md5}, found {found}")
-            if archive.suffix == ".zip":
-                shutil.unpack_archive(archive, temporary)  # leaves out whatever would land elsewhere
-            else:
-                split_mrpc(archive, whole)
+            if archive.suffix == ".txt":
+                whole.mkdir()
+                archive.rename(whole / "train.tsv")
+            else:  # leaves out, or refuses, whatever would land elsewhere
+                shutil.unpack_archive(archive, temporary, **({"filter": "data"} if archive.suffix == ".gz" else {}))
             os.replace(whole, folder)
 
 
-def split_mrpc(file: Path, folder: Path):
-    """MRPC is published without a dev set: the last 408 rows of its training file become one. (GLUE drew others.)"""
-    header, *rows = file.read_bytes().splitlines(keepends=True)
-    folder.mkdir()
-    (folder / "dev.tsv").write_bytes(header + b"".join(rows[-408:]))
-    (folder / "train.tsv").write_bytes(header + b"".join(rows[:-408]))
-
-
-# ---------------------------------------------------------------- tokens and batches
 def add_noise(sentence: str, p: float, rng=None) -> str:
     """The sentence with each word replaced by "noise_word" with probability p; punctuation stays."""
     rng = np.random.default_rng() if rng is None else rng
@@ -251,12 +256,12 @@ def noisy(split: Split, p: float, seed: int) -> Split:
     """The split with word noise in all its sentences, a function of the seed."""
     rng = np.random.default_rng([seed, 6])
     change = lambda text: add_noise(text, p, rng) if isinstance(text, str) else tuple(map(change, text))  # noqa: E731
-    return Split([change(text) for text in split.texts], split.labels)
+    return Split(np.fromiter(map(change, split.texts), object), split.labels)
 
 
 def train_tokenizer(texts: list[str], vocab_size: int = 8000) -> Tokenizer:
     """A lower-casing WordPiece tokeniser learnt from the texts: [CLS] A [SEP], or [CLS] A [SEP] B [SEP]."""
-    tokenizer = BertWordPieceTokenizer()
+    tokenizer, texts = BertWordPieceTokenizer(), [text if isinstance(text, str) else " ".join(text) for text in texts]
     characters = sorted({c for text in texts for c in tokenizer.normalize(text) if not c.isspace()})
     # Left to itself the trainer numbers "##x" in the order of a hash table, another one each time.
     first = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] + ["##" + c for c in characters]
@@ -270,10 +275,10 @@ def read_tokenizer(directory: str) -> Tokenizer:
     The last are RoBERTa's byte-level BPE: <s> A </s>, or <s> A </s></s> B </s>. Raises InputError."""
     folder = Path(directory)
     try:
+        if folder.suffix == ".pt":
+            return Tokenizer.from_str(torch.load(folder, "cpu", weights_only=True)["tokenizer"])
         if (folder / "tokenizer.json").exists():
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            tokenizer.no_padding()
-            return tokenizer
+            return Tokenizer.from_file(str(folder / "tokenizer.json"))
         if (folder / "vocab.txt").exists():
             settings = folder / "tokenizer_config.json"
             lowercase = not settings.exists() or json.loads(settings.read_text()).get("do_lower_case", True)
@@ -287,43 +292,59 @@ def read_tokenizer(directory: str) -> Tokenizer:
         raise InputError(f"{folder}: expected tokenizer.json, vocab.txt or vocab.json, merges.txt ({error})") from None
 
 
-@dataclass
-class Encoded:
-    """A split in the ids of one vocabulary, padded on the right; `batch` cuts the padding down."""
+class Encoded(typing.NamedTuple):
+    """A split as a network reads it: in the ids of one vocabulary, padded on the right; or pictures, as they are."""
 
-    inputs: dict[str, np.ndarray]  # input_ids, attention_mask, token_type_ids: (N, T)
-    lengths: np.ndarray  # (N,) real tokens of each
+    inputs: dict[str, torch.Tensor]  # input_ids, attention_mask, token_type_ids: (N, T); or images: (N, 3, 32, 32)
+    lengths: np.ndarray  # (N,) real tokens of each; of pictures the 3 channels
     labels: np.ndarray  # (N,)
 
-    def batch(self, rows: np.ndarray, device="cpu") -> tuple[dict, torch.Tensor]:
-        """(inputs, labels) of the rows, padded to the longest of them: (B, T) and (B,)."""
-        arrays = {name: array[rows, : self.lengths[rows].max()] for name, array in self.inputs.items()}
-        inputs = {name: torch.from_numpy(array.astype(np.int64)).to(device) for name, array in arrays.items()}
-        return inputs, torch.from_numpy(self.labels[rows]).to(device)
+    def batch(self, rows: np.ndarray, crop=None) -> tuple[dict, torch.Tensor]:
+        """(inputs, labels) of the rows, on the inputs' device: (B, T), padded to the longest of them, and (B,).
+        Pictures (B, 3, 32, 32) are normalised, channels last in memory; with a seed as `crop` each is first cut out
+        of itself framed by 4 black pixels, at random, in its own size, and half of them are mirrored."""
+        longest = self.lengths[rows].max()
+        inputs = {name: whole[torch.from_numpy(rows).to(whole.device), :longest] for name, whole in self.inputs.items()}
+        if "images" in inputs:
+            images = inputs["images"] if crop is None else crop_and_mirror(inputs["images"], np.random.default_rng(crop))
+            mean, deviation = torch.tensor(PIXELS, device=images.device)[:, :, None, None]  # (3, 1, 1) each
+            inputs["images"] = ((images / 255 - mean) / deviation).contiguous(memory_format=torch.channels_last)
+        return inputs, torch.from_numpy(self.labels[rows]).to(next(iter(inputs.values())).device)
 
 
-def encode(tokenizer: Tokenizer, split: Split, max_length: int = MAX_LENGTH) -> Encoded:
-    """The split in the tokeniser's ids, cut to max_length tokens, at most MAX_LENGTH. Unknown labels become 0."""
+def crop_and_mirror(images: torch.Tensor, rng) -> torch.Tensor:
+    """(B, 3, 32, 32) -> (B, 3, 32, 32): a whole batch at once, by its pixels' rows and columns (B, 32)."""
+    draws = torch.from_numpy(rng.integers(0, (9, 9, 2), (len(images), 3))).to(images.device)
+    top, left, mirrored = draws.T[..., None]  # (B, 1) each
+    side, one = torch.arange(32, device=images.device), torch.arange(len(images), device=images.device)
+    across = left + torch.where(mirrored == 1, side.flip(0), side)
+    framed = F.pad(images, (4, 4, 4, 4)).permute(0, 2, 3, 1)  # (B, 40, 40, 3)
+    return framed[one[:, None, None], (top + side)[:, :, None], across[:, None]].permute(0, 3, 1, 2)
+
+
+def encode(tokenizer: Tokenizer | None, split: Split, max_length: int = MAX_LENGTH, device="cpu") -> Encoded:
+    """The split in the tokeniser's ids, cut to max_length tokens, at most MAX_LENGTH; pictures, without a tokeniser.
+    Unknown labels become 0."""
+    labels = np.zeros(len(split), int) if split.labels is None else split.labels
+    if tokenizer is None:
+        return Encoded({"images": torch.from_numpy(split.examples).to(device)}, np.full(len(split), 3), labels)
     tokenizer.enable_truncation(min(max_length, MAX_LENGTH))
-    found = tokenizer.encode_batch(split.texts)
-    lengths = np.array([len(one.ids) for one in found])
-    names = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-    inputs = {name: np.zeros((len(found), lengths.max()), np.int32) for name in names}
-    for row, one in enumerate(found):
-        for name, array in inputs.items():
-            array[row, : lengths[row]] = getattr(one, names[name])
-    return Encoded(inputs, lengths, np.zeros(len(found), int) if split.labels is None else split.labels)
+    tokenizer.enable_padding()
+    found, names = tokenizer.encode_batch(split.texts), ("attention_mask", "ids", "type_ids")
+    arrays = (np.array([getattr(one, name) for one in found], np.int32) for name in names)
+    mask, ids, types = (torch.from_numpy(array).to(device) for array in arrays)  # (N, T) each
+    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    return Encoded(inputs, mask.sum(dim=1).numpy(force=True), labels)
 
 
 def batches_of(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """One epoch's batches, each the rows of its examples: a fresh shuffle of all, a function of seed and epoch.
     Within pools of 50 batches examples are sorted by length, so that a batch holds little
     padding; the batches then come in random order."""
-    rng = np.random.default_rng([seed, 4, epoch])
-    rows, pool = rng.permutation(len(lengths)), 50 * batch_size
-    pools = [rows[i : i + pool] for i in range(0, len(rows), pool)]
-    rows = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in pools])
-    batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    rng, N = np.random.default_rng([seed, 4, epoch]), len(lengths)
+    rows, pools = rng.permutation(N), np.arange(N) // (50 * batch_size)
+    rows = rows[np.lexsort((lengths[rows], pools))]
+    batches = np.split(rows, range(batch_size, N, batch_size))
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
@@ -331,19 +352,15 @@ def sample_quiz(labels: np.ndarray, size: int, seed: int, step: int) -> np.ndarr
     """Rows of a quiz batch, drawn evenly over the classes there are; with repetition where a class runs short."""
     rng = np.random.default_rng([seed, 5, step])
     labels = np.zeros(len(labels)) if labels.dtype.kind == "f" else labels  # a regression has no classes
-    classes = rng.permutation(np.unique(labels))
-    shares = [len(part) for part in np.array_split(np.arange(size), len(classes))]
-    rows = [np.flatnonzero(labels == label) for label in classes]
+    rows = [np.flatnonzero(labels == label) for label in rng.permutation(np.unique(labels))]
+    shares = map(len, np.array_split(np.arange(size), len(rows)))
     return np.concatenate([rng.choice(own, n, replace=n > len(own)) for own, n in zip(rows, shares)])
 
 
-# ---------------------------------------------------------------- the built-in reviews
-BUILTIN_SIZES = (1800, 1000, 2000)  # train (with the quiz), dev, test
-BUILTIN_QUIZ_SIZE = 300
-BUILTIN_LABEL_NOISE = 0.4
+BUILTIN_SIZES, BUILTIN_QUIZ_SIZE, BUILTIN_LABEL_NOISE = (1800, 1000, 2000), 300, 0.4  # train and quiz, dev, test
 BUILTIN_BANNER = """\
-=== BUILT-IN DATA ===  Film reviews from a small grammar: these numbers are not {task}'s.
-Careless raters: {share:.0%} of the training labels are wrong. Quiz, dev and test labels are right.
+=== BUILT-IN DATA ===  Film reviews from a small grammar, or drawn flowers: these numbers are not {task}'s.
+Wrong labels, as if by careless raters: {share:.0%} of the training set; none in quiz, dev and test.
 """
 
 PRAISE = """brilliant charming clever delightful elegant engaging enjoyable fascinating fresh fun gorgeous gripping
@@ -363,12 +380,11 @@ def builtin_reviews() -> dict[str, Split]:
     """{"train": ..., "dev": ..., "test": ...} of the built-in task: reviews from a small grammar, rightly labelled.
     Words carry sentiment (PRAISE, BLAME) and composition corrects it: a denied word means its
     opposite, in a contrast one side wins, a denied clause is turned round whatever it holds."""
-    rng = np.random.default_rng(2022)
-    reviews: dict[str, int] = {}  # no sentence twice, so the splits are disjoint
+    rng, reviews = np.random.default_rng(2022), {}  # no sentence twice, so the splits are disjoint
     while len(reviews) < sum(BUILTIN_SIZES):
         label = len(reviews) % 2
         reviews.setdefault(_review(rng, label), label)
-    everything = Split(list(reviews), np.array(list(reviews.values())))
+    everything = Split(np.fromiter(reviews, object), np.array(list(reviews.values())))
     parts = np.split(rng.permutation(len(reviews)), np.cumsum(BUILTIN_SIZES)[:-1])
     return {name: everything[rows] for name, rows in zip(("train", "dev", "test"), parts)}
 
@@ -388,3 +404,23 @@ def _clause(rng, says: int) -> str:
     denied = rng.random() < 0.1
     words = {"word": PRAISE if says != denied else BLAME, "aspect": ASPECTS, "adverb": ADVERBS}
     return rng.choice(DENIED if denied else PLAIN).format(**{slot: rng.choice(those) for slot, those in words.items()})
+
+
+def builtin_pictures() -> dict[str, Split]:
+    """{"train": ..., "test": ...} of the built-in picture task: flowers of 5 hues in 20 groups, by petals and stripes.
+    Class = 20 × (0 to 4: how many petals) + 5 × (0 to 3: how close the stripes) + hue. In polar
+    coordinates the edge of a flower is r = r₀ (1 + 0.35 cos(petals φ))."""
+    rng, n, N = np.random.default_rng(2022), 4600, 6600  # to train on (with quiz and dev), in all
+    draw = lambda low, high: rng.uniform(low, high, (N, 1, 1, 1))  # noqa: E731
+    labels = rng.permutation(N).reshape(-1, 1, 1, 1) % 100
+    petals, stripes, hue = np.array([2, 3, 4, 5, 7])[labels // 20], labels // 5 % 4, labels % 5
+    y, x = np.mgrid[-1:1:32j, -1:1:32j]
+    turn, x, y = draw(-0.4, 0.4), x + draw(-0.15, 0.15), y + draw(-0.15, 0.15)  # (N, 1, 32, 32) from here on
+    edge = draw(0.6, 0.75) * (1 + 0.35 * np.cos(petals * (np.arctan2(y, x) - turn)))
+    inside = (8 * (edge - np.hypot(x, y))).clip(0, 1)
+    shade = (2 + np.cos(4 * stripes * (x * np.cos(turn) + y * np.sin(turn)))) / 3
+    phase = 2 * np.pi * (hue / 5 + rng.normal(0, 0.03, (N, 1, 1, 1)) + np.arange(3).reshape(3, 1, 1) / 3)
+    colour, ground = 0.55 + 0.45 * np.cos(phase), draw(0, 0.5)  # (N, 3, 1, 1), (N, 1, 1, 1)
+    pixels = ground + inside * (shade * colour - ground) + rng.normal(0, 0.06, (N, 3, 32, 32))
+    pictures = Split((255 * pixels.clip(0, 1)).astype(np.uint8), labels.ravel())
+    return {"train": pictures[:n], "test": pictures[n:]}

@@ -23,7 +23,6 @@ from torch.nn import functional as F
 MODES = ("second_order", "jvp", "finite_difference")
 
 
-# ---------------------------------------------------------------- losses, by hand
 def log_softmax(logits: Tensor) -> Tensor:
     """log softmax over the last dimension, (B, K) -> (B, K), stable at any finite logits.
     Subtracting the largest logit changes nothing in the result, so the maximum carries
@@ -85,7 +84,6 @@ def average_logits(list_of_teacher_logits: list[Tensor]) -> Tensor:
     return torch.stack(list(list_of_teacher_logits)).mean(dim=0)
 
 
-# ---------------------------------------------------------------- running the networks
 def forward(model: nn.Module, inputs, theta: dict[str, Tensor] | None = None) -> tuple[Tensor, ...]:
     """The outputs of the model, or of what it would be with the parameters theta: (logits,) or (logits, states).
     With theta the call is pure: buffers are cloned, so the running statistics of a
@@ -114,7 +112,6 @@ def without_dropout(student: nn.Module):
             module.training = training
 
 
-# ---------------------------------------------------------------- Algorithm 1
 def pilot_update(student, batch, teacher_logits, pilot_lr, *, create_graph=True, trace=None, **soft):
     """Algorithm 1, pilot update: θ′_S = θ_S − λ ∇_{θ_S} L_S(x; θ_S, θ_T), on a copy.
     Returns theta_S_prime by parameter name; the student is untouched. With `create_graph` it is
@@ -159,9 +156,7 @@ def real_update(student, teachers, batch, student_optimizer, **soft) -> Tensor:
     return loss.detach()
 
 
-def metadistil_step(
-    student, teachers, batch, quiz, student_optimizer, teacher_optimizer, keep_pilot=False, **settings
-) -> tuple[Tensor, "MetaGradient"]:
+def metadistil_step(student, teachers, batch, quiz, student_optimizer, teacher_optimizer, keep_pilot=False, **settings):
     """One turn of Algorithm 1's loop. Returns the real update's loss, and what `meta_gradient` returned.
     `settings` are the keyword arguments of `meta_gradient`. With `keep_pilot`, an ablation, the student
     stays where the pilot took it instead of going back for the real update, and the loss is the quiz's."""
@@ -173,7 +168,6 @@ def metadistil_step(
     return real_update(student, teachers, batch, student_optimizer, **soft), result
 
 
-# ---------------------------------------------------------------- the meta-gradient
 class MetaGradient(NamedTuple):
     """What the quiz said: its loss, where it was sat, and which way it would have the teachers move."""
 

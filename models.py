@@ -1,11 +1,11 @@
-"""The networks: a BERT-style encoder, written out, and how it reads published checkpoints.
+"""The networks: a BERT-style encoder and the CIFAR ResNets, written out; and how published checkpoints are read.
 
-Shapes: B sentences, T tokens, D the hidden width, h heads of width d = D / h, K classes.
-A model is called as `model(input_ids=..., attention_mask=..., token_type_ids=...)` and
-returns logits (B, K).
+Shapes: B sentences, T tokens, D the hidden width, h heads of width d = D / h, K classes; of pictures C channels, H by W.
+A model is called as `model(input_ids=..., attention_mask=..., token_type_ids=...)` or
+`model(images=...)` and returns logits (B, K).
 """
 
-import json, math, re, warnings
+import itertools, json, math, re, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +31,11 @@ class EncoderConfig:
     dropout: float = 0.1
     layer_norm_eps: float = 1e-12
 
+    @property
+    def longest(self) -> int:
+        """Most tokens of a sentence."""
+        return self.max_positions - self.position_offset
+
 
 def _bert(layers: int, hidden: int, **other) -> EncoderConfig:
     return EncoderConfig(layers=layers, hidden=hidden, **({"heads": hidden // 64, "intermediate": 4 * hidden} | other))
@@ -38,14 +43,9 @@ def _bert(layers: int, hidden: int, **other) -> EncoderConfig:
 
 # By the model_type of a config.json (TinyBERT's is bert): what the file does not say.
 FAMILIES = {"bert": {}, "roberta": {"position_offset": 2}, "distilbert": {"token_types": 0, "pooler": "relu"}}
-PRESETS = {
-    "micro": _bert(1, 64),  # ours, for the built-in task
-    "tiny": _bert(2, 128),  # this one and the next three: Turc et al. 2019
-    "mini": _bert(4, 256),
-    "small": _bert(4, 512),
-    "medium": _bert(8, 512),
-    "base": _bert(12, 768),
-    "large": _bert(24, 1024),
+SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512)}  # Turc et al. 2019
+SIZES |= {"micro": (1, 64), "base": (12, 768), "large": (24, 1024)}  # micro: ours, for the built-in task
+PRESETS = {name: _bert(*size) for name, size in SIZES.items()} | {
     "distilbert": _bert(6, 768, **FAMILIES["distilbert"]),
     "tinybert": _bert(4, 312, heads=12, intermediate=1200),
     "roberta": _bert(12, 768, max_positions=514, token_types=1, layer_norm_eps=1e-5, **FAMILIES["roberta"]),
@@ -126,8 +126,8 @@ class Encoder(nn.Module):
             fresh, unused = (", ".join(names) for names in model.load_state_dict(tensors, strict=False))
             model.blocks = nn.ModuleList(model.blocks[layer] for layer in layers or range(config.layers))
         except Exception as error:  # torch and json raise about anything
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise CheckpointError(f"{directory}: expected the weights that config.json promises: {reason}") from None
+            promised = f"{directory}: expected the weights that config.json promises"
+            raise CheckpointError(f"{promised}: {_one_line(error)}") from None
         if fresh or unused:
             warnings.warn(f"{directory}: fresh weights: {fresh or 'none'}; not used: {unused or 'none'}", stacklevel=2)
         model.config = replace(config, layers=len(model.blocks))
@@ -140,8 +140,8 @@ class Encoder(nn.Module):
         ValueError on a sentence longer than the model has positions."""
         B, T = input_ids.shape
         offset = self.config.position_offset
-        if T > self.config.max_positions - offset:
-            raise ValueError(f"expected at most {self.config.max_positions - offset} tokens, not {T}")
+        if T > self.config.longest:
+            raise ValueError(f"expected at most {self.config.longest} tokens, not {T}")
         states = self.words(input_ids) + self.positions.weight[offset : offset + T]  # (B, T, D)
         if self.types is not None:
             states = states + self.types(torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids)
@@ -159,7 +159,65 @@ class Encoder(nn.Module):
         return logits, torch.stack([cls_states[layer - 1] for layer in self.patient_layers], dim=1)
 
 
-# ---------------------------------------------------------------- published checkpoints
+@dataclass(frozen=True)
+class ResNetConfig:
+    """The shape of a CIFAR ResNet (He et al. 2016, section 4.2): 6n + 2 layers, in three stages of n blocks."""
+
+    depth: int
+    widths: tuple[int, ...] = (16, 16, 32, 64)  # channels of the stem and of the stages
+    num_labels: int = 100  # K
+
+
+RESNETS = {f"resnet{depth}": ResNetConfig(depth) for depth in (8, 14, 20, 32, 44, 56, 110)}
+RESNETS |= {f"resnet{depth}x4": ResNetConfig(depth, (32, 64, 128, 256)) for depth in (8, 32)}
+
+
+def _convolution(C: int, C_out: int, size: int, stride: int = 1) -> nn.Sequential:
+    """A convolution and its BatchNorm."""
+    convolution = nn.Conv2d(C, C_out, size, stride, padding=size // 2, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(convolution, nn.BatchNorm2d(C_out))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions, added to the input, which a 1×1 convolution brings to the output's shape where it differs."""
+
+    def __init__(self, C: int, C_out: int, stride: int):
+        super().__init__()
+        self.first, self.second = _convolution(C, C_out, 3, stride), _convolution(C_out, C_out, 3)
+        self.shortcut = nn.Identity() if (C, stride) == (C_out, 1) else _convolution(C, C_out, 1, stride)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C_out, H / stride, W / stride)."""
+        return F.relu(self.second(F.relu(self.first(states))) + self.shortcut(states))
+
+
+class ResNet(nn.Module):
+    """A CIFAR ResNet: a stem, three stages of residual blocks, each at half the one before's resolution, a classifier."""
+
+    def __init__(self, config: ResNetConfig):
+        super().__init__()
+        self.config, blocks = config, []
+        self.stem = _convolution(3, config.widths[0], 3)
+        for C, C_out in itertools.pairwise(config.widths):
+            blocks.append(ResidualBlock(C, C_out, stride=2 if blocks else 1))
+            blocks += [ResidualBlock(C_out, C_out, stride=1) for _ in range((config.depth - 2) // 6 - 1)]
+        self.blocks = nn.Sequential(*blocks)
+        self.classifier = nn.Linear(config.widths[-1], config.num_labels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> logits (B, K)."""
+        states = self.blocks(F.relu(self.stem(images)))  # (B, C, H / 4, W / 4)
+        return self.classifier(states.mean(dim=(2, 3)))
+
+
+def resnet(name: str, num_classes: int = 100) -> ResNet:
+    """A ResNet of RESNETS with fresh weights. Raises ValueError on an unknown name."""
+    if name not in RESNETS:
+        raise ValueError(f"unknown ResNet {name!r}: expected one of {', '.join(RESNETS)}")
+    return ResNet(replace(RESNETS[name], num_labels=num_classes))
+
+
 class CheckpointError(Exception):
     """A checkpoint cannot be used; the message is one line: where, and what was expected."""
 
@@ -185,31 +243,50 @@ PUBLISHED_NAMES = {
 }  # fmt: skip
 
 
-def shape_of(source: str) -> EncoderConfig:
-    """The shape of a preset, or of the checkpoint in a directory, as its config.json tells. Raises CheckpointError."""
-    if source in PRESETS:
-        return PRESETS[source]
-    path = Path(source, "config.json")
-    if not path.is_file():
-        raise CheckpointError(f"{source}: expected a checkpoint's directory, or one of {', '.join(PRESETS)}")
+def shape_of(source: str) -> EncoderConfig | ResNetConfig:
+    """The shape of what `build` would build. Raises CheckpointError."""
+    if source in PRESETS | RESNETS:
+        return (PRESETS | RESNETS)[source]
+    if source.endswith(".pt"):
+        return read_saved(source)[0].config
     try:
-        published = json.loads(path.read_text())
-        family = published.get("model_type", "bert")
-        activation = published.get("hidden_act", published.get("activation"))
+        published = json.loads(Path(source, "config.json").read_text())
         fields = {ours: published[name] for name, ours in PUBLISHED_CONFIG.items() if name in published}
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: expected the JSON of a checkpoint ({error})") from None
-    missing = {*PUBLISHED_CONFIG.values()} - {*fields, "token_types", "layer_norm_eps"}
-    if family not in FAMILIES or activation != "gelu" or missing:
-        raise CheckpointError(f"{path}: expected a BERT, RoBERTa or DistilBERT with gelu, and all its sizes")
-    return EncoderConfig(**(fields | FAMILIES[family]))
+        missing = {*PUBLISHED_CONFIG.values()} - {*fields, "token_types", "layer_norm_eps"}
+        activation = published.get("hidden_act", published.get("activation"))
+        if missing or activation != "gelu":
+            raise ValueError(f"no {', '.join(sorted(missing))}" if missing else f"activation {activation}")
+        return EncoderConfig(**fields | FAMILIES[published.get("model_type", "bert")])
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        expected = f"expected {', '.join(PRESETS | RESNETS)}, a .pt, or a directory with the config.json of a BERT"
+        raise CheckpointError(f"{source}: {expected}, RoBERTa or DistilBERT with gelu: {_one_line(error)}") from None
 
 
-def build(source: str, vocab_size: int, num_labels: int, dropout: float, layers=None) -> Encoder:
-    """A preset with fresh weights, or the checkpoint in a directory. Raises CheckpointError."""
+def build(source: str, num_labels: int, dropout=0.0, vocab_size=None, layers=None) -> Encoder | ResNet:
+    """A preset with fresh weights, the checkpoint in a directory, or a .pt of train.py. Raises CheckpointError."""
+    if source in RESNETS:
+        return resnet(source, num_labels)
     if source in PRESETS:
         return Encoder.from_preset(source, vocab_size, num_labels, dropout)
+    if source.endswith(".pt"):
+        return read_saved(source)[0]
     return Encoder.from_pretrained(source, num_labels, layers, dropout)
+
+
+def read_saved(path) -> tuple[Encoder | ResNet, dict]:
+    """The network in a .pt of train.py, and all that the file holds. Raises CheckpointError."""
+    try:
+        saved = torch.load(path, "cpu", weights_only=True)
+        shape = saved["config"]
+        network = ResNet(ResNetConfig(**shape)) if "depth" in shape else Encoder(EncoderConfig(**shape))
+        network.load_state_dict(saved["weights"])
+    except Exception as error:  # torch raises about anything
+        raise CheckpointError(f"{path}: expected a model saved by train.py: {_one_line(error)}") from None
+    return network, saved
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_weights(directory: Path) -> dict[str, Tensor]:
@@ -227,11 +304,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file: 8 bytes for the length of the header, the header in JSON, the raw buffers."""
     raw = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
     start = 8 + int.from_bytes(raw[:8].tolist(), "little")
-    header = json.loads(bytes(raw[8:start].tolist()))
-    header.pop("__metadata__", None)
-    tensors = {}
+    header, tensors = json.loads(bytes(raw[8:start].tolist())), {}
     for name, entry in header.items():
-        first, last = (start + offset for offset in entry["data_offsets"])
-        values = raw[first:last].clone().view(SAFETENSORS_TYPES[entry["dtype"]])  # a clone is aligned
-        tensors[name] = values.reshape(entry["shape"])
+        if name != "__metadata__":
+            first, last = (start + offset for offset in entry["data_offsets"])
+            values = raw[first:last].clone().view(SAFETENSORS_TYPES[entry["dtype"]])  # a clone is aligned
+            tensors[name] = values.reshape(entry["shape"])
     return tensors

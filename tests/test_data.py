@@ -18,6 +18,11 @@ import data
 from data import InputError, load_task
 
 
+def sentences(texts, labels=None):
+    """A Split of a list."""
+    return data.Split(np.fromiter(texts, object), labels)
+
+
 def write_glue(folder, train=None, dev=None, test=None):
     """A miniature SST-2 in GLUE's layout."""
     (folder / "SST-2").mkdir(exist_ok=True)
@@ -181,9 +186,9 @@ def serve(monkeypatch, content, checksum=None):
     class Response(io.BytesIO):
         headers: dict = {}
 
-    sst2 = data.GLUE["sst2"]
+    sst2 = data.TASKS["sst2"]
     md5 = checksum or hashlib.md5(content).hexdigest()
-    monkeypatch.setitem(data.GLUE, "sst2", sst2._replace(md5=md5))
+    monkeypatch.setitem(data.TASKS, "sst2", sst2._replace(md5=md5))
     monkeypatch.setattr(data.urllib.request, "urlopen", lambda *_, **__: Response(content))
 
 
@@ -218,20 +223,20 @@ def test_tokens():
     tokenizer = data.train_tokenizer(["the plot is witty", "the plot is dull"] * 3, 200)
     pad, cls, sep = (tokenizer.token_to_id(token) for token in ("[PAD]", "[CLS]", "[SEP]"))
     the, plot, dull = (tokenizer.token_to_id(token) for token in ("the", "plot", "dull"))
-    single = data.encode(tokenizer, data.Split(["The PLOT", "dull"], np.array([1, 0])))
+    single = data.encode(tokenizer, sentences(["The PLOT", "dull"], np.array([1, 0])))
     assert single.inputs["input_ids"].tolist() == [[cls, the, plot, sep], [cls, dull, sep, pad]] and single.lengths.tolist() == [4, 3]
-    pair = data.encode(tokenizer, data.Split([("the", "dull plot")], None))
+    pair = data.encode(tokenizer, sentences([("the", "dull plot")], None))
     assert pair.inputs["input_ids"].tolist() == [[cls, the, sep, dull, plot, sep]] and pair.inputs["token_type_ids"].tolist() == [[0, 0, 0, 1, 1, 1]]
-    cut = data.encode(tokenizer, data.Split(["the plot is dull"], None), max_length=4)
+    cut = data.encode(tokenizer, sentences(["the plot is dull"], None), max_length=4)
     assert cut.inputs["input_ids"].tolist() == [[cls, the, plot, sep]]
 
 
 def test_a_batch_is_padded_to_its_own_longest():
     tokenizer = data.train_tokenizer(["a b c d e f"], 100)
-    examples = data.encode(tokenizer, data.Split(["a", "a b c d", "a b"], np.array([0, 1, 1])))
+    examples = data.encode(tokenizer, sentences(["a", "a b c d", "a b"], np.array([0, 1, 1])))
     inputs, labels = examples.batch(np.array([2, 0]))
     assert inputs["input_ids"].shape == (2, 4) and inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
-    assert labels.tolist() == [1, 0] and all(tensor.dtype == torch.long for tensor in (*inputs.values(), labels))
+    assert labels.tolist() == [1, 0] and not any(tensor.is_floating_point() for tensor in (*inputs.values(), labels))
 
 
 def test_the_tokeniser_is_the_same_in_every_process():
@@ -289,7 +294,7 @@ LABELS |= dict.fromkeys(("qnli", "rte"), ["entailment", "not_entailment"])
 
 def write_task(folder, name, rows=12):
     """A made-up miniature of a task's files in their official layout."""
-    spec, labels = data.GLUE[name], LABELS.get(name, ["0", "1"])
+    spec, labels = data.TASKS[name], LABELS.get(name, ["0", "1"])
     header = HEADERS[name] and HEADERS[name].replace(" label", "|label").split("|")
     (folder / spec.folder).mkdir(parents=True)
     for number, split in enumerate(["train", *(["dev_matched", "dev_mismatched"] if name == "mnli" else ["dev"])]):
@@ -350,12 +355,13 @@ def test_mrpc_as_it_is_downloaded(tmp_path, monkeypatch):
     content = ("\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n" + "".join(rows)).encode()
     asked = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(data.GLUE, "mrpc", data.GLUE["mrpc"]._replace(md5=hashlib.md5(content).hexdigest()))
+    monkeypatch.setitem(data.TASKS, "mrpc", data.TASKS["mrpc"]._replace(md5=hashlib.md5(content).hexdigest()))
     monkeypatch.setattr(data.urllib.request, "urlopen", lambda address, **_: asked.append(address) or io.BytesIO(content))
     task = load_task("mrpc")
     assert asked == ["https://dl.fbaipublicfiles.com/senteval/senteval_data/msr_paraphrase_train.txt"]
-    assert task.dev.texts[0] == ("first 92", "second 92") and len(task.dev) == 408
-    assert len(task.train) + len(task.quiz) == 92
+    assert len(task.dev) == 50 and {*task.dev.texts} < {(f"first {i}", f"second {i}") for i in range(500)}
+    assert task.dev.texts == load_task("mrpc", seed=5).dev.texts  # one dev set for all seeds
+    assert len(task.train) + len(task.quiz) == 450
 
 
 def test_a_regressions_quiz_has_no_classes_to_be_even_over():
@@ -373,7 +379,7 @@ def test_word_noise_replaces_words_and_spares_punctuation():
     noisy = data.add_noise(text, 0.2, np.random.default_rng(0)).split()
     kept = [word for word in noisy if word != "noise_word"]
     assert len(noisy) == 4000 and abs(len(kept) / 4000 - 0.8) < 0.02 and set(kept) <= set(text.split())
-    split = data.Split(["a b", ("c d", "e f")], None)
+    split = sentences(["a b", ("c d", "e f")], None)
     assert data.noisy(split, 1.0, 0).texts == ["noise_word noise_word", ("noise_word noise_word",) * 2]
     assert data.noisy(split, 0.5, 3).texts == data.noisy(split, 0.5, 3).texts
 
@@ -383,11 +389,11 @@ VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "plot", "##s", "Plot", 
 
 def test_a_vocab_txt_is_read_as_wordpiece(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
-    encoded = data.encode(data.read_tokenizer(str(tmp_path)), data.Split([("The Plots", "plot.")], None))
+    encoded = data.encode(data.read_tokenizer(str(tmp_path)), sentences([("The Plots", "plot.")], None))
     assert encoded.inputs["input_ids"].tolist() == [[2, 4, 5, 6, 3, 5, 8, 3]]
     assert encoded.inputs["token_type_ids"].tolist() == [[0, 0, 0, 0, 0, 1, 1, 1]]
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-    cased = data.encode(data.read_tokenizer(str(tmp_path)), data.Split(["Plot plot"], None))
+    cased = data.encode(data.read_tokenizer(str(tmp_path)), sentences(["Plot plot"], None))
     assert cased.inputs["input_ids"].tolist() == [[2, 7, 5, 3]]
 
 
@@ -395,7 +401,7 @@ def test_a_tokenizer_json_is_read_without_its_padding(tmp_path):
     tokenizer = data.train_tokenizer(["the plot is witty"], 100)
     tokenizer.enable_padding(length=64)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    encoded = data.encode(data.read_tokenizer(str(tmp_path)), data.Split(["plot", "the plot"], None))
+    encoded = data.encode(data.read_tokenizer(str(tmp_path)), sentences(["plot", "the plot"], None))
     assert encoded.lengths.tolist() == [3, 4]
 
 
@@ -410,7 +416,7 @@ def byte_level(folder, texts):
 
 def test_vocab_json_and_merges_are_read_as_byte_level_bpe(tmp_path):
     own = byte_level(tmp_path, ["the plot is witty", "the cast is dull"])
-    encoded = data.encode(data.read_tokenizer(str(tmp_path)), data.Split([("the plot", "is dull")], None))
+    encoded = data.encode(data.read_tokenizer(str(tmp_path)), sentences([("the plot", "is dull")], None))
     first, second = own.encode("the plot").ids, own.encode("is dull").ids
     assert encoded.inputs["input_ids"].tolist() == [[0, *first, 2, 2, *second, 2]]
     assert not encoded.inputs["token_type_ids"].any()
@@ -430,7 +436,7 @@ def test_ids_equal_the_reference_implementations(kind, tmp_path):
         vocabulary = json.loads((tmp_path / "vocab.json").read_text())
         reference = transformers.RobertaTokenizerFast(vocab=vocabulary, merges=merges)
     texts = [("The plot isn't dull.", "is it?"), ("café", "Wit 🎬 ty")]
-    encoded = data.encode(data.read_tokenizer(str(tmp_path)), data.Split(texts, None))
+    encoded = data.encode(data.read_tokenizer(str(tmp_path)), sentences(texts, None))
     for row, (first, second) in enumerate(texts):
         expected = reference(first, second)["input_ids"]
         assert encoded.inputs["input_ids"][row, : encoded.lengths[row]].tolist() == expected

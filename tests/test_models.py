@@ -224,10 +224,10 @@ def broken(tmp_path, name, content):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("config.json", None, "expected a checkpoint's directory, or one of micro, tiny"),
-        ("config.json", b"{", "config.json: expected the JSON of a checkpoint"),
-        ("config.json", b"[]", "config.json: expected the JSON of a checkpoint"),
-        ("config.json", b'{"model_type": "t5"}', "config.json: expected a BERT, RoBERTa or DistilBERT"),
+        ("config.json", None, "or a directory with the config.json of a BERT"),
+        ("config.json", b"{", "with gelu: Expecting property name"),
+        ("config.json", b"[]", "with gelu: "),
+        ("config.json", b'{"model_type": "t5"}', "RoBERTa or DistilBERT with gelu: no heads, hidden"),
         ("pytorch_model.bin", None, "expected the weights that config.json promises"),
         ("pytorch_model.bin", b"nonsense", "expected the weights that config.json promises"),
         ("model.safetensors", b"", "expected the weights that config.json promises"),

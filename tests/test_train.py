@@ -1,5 +1,6 @@
 """The main job: same numbers, fair comparisons, errors in one line."""
 
+import dataclasses
 import json
 import math
 import os
@@ -107,7 +108,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_numbers(finished
     assert_same_numbers(finished["out"], out), delays
 
 
-@pytest.mark.parametrize("stop_at", [1, 9, 13, 21])
+@pytest.mark.parametrize("stop_at", [2, 10, 14, 22])
 def test_stopped_between_two_steps(tmp_path, monkeypatch, stop_at, finished):
     """Ctrl-C says how to go on, and nothing is lost but the time."""
     saved, save = [], train.save
@@ -123,7 +124,7 @@ def test_stopped_between_two_steps(tmp_path, monkeypatch, stop_at, finished):
         train.run(small(tmp_path / "stopped", seeds=2, checkpoint_seconds=0.0))
     assert stop.value.code == 130
     monkeypatch.undo()
-    train.carry_on(train.read_config(str(tmp_path / "stopped"), {}))
+    train.run(*train.read_journal(str(tmp_path / "stopped")))
     assert_same_numbers(finished["out"], tmp_path / "stopped")
 
 
@@ -134,7 +135,7 @@ def test_every_student_starts_from_the_same_weights_and_the_same_teacher(finishe
         pairs = zip(starts["finetune"]["student finetune"].parameters(), starts[name][f"student {name}"].parameters())
         assert all(torch.equal(one, other) for one, other in pairs)
     teacher = torch.load(finished["out"] / "seed1" / "teacher-before.pt", weights_only=True)["weights"]
-    taught = starts["metadistil"]["teacher after metadistil"].network.state_dict()
+    taught = starts["metadistil"]["teacher after metadistil"].state_dict()
     assert all(torch.equal(tensor, teacher[name]) for name, tensor in taught.items())
 
 
@@ -162,7 +163,7 @@ def test_labels_and_steps_are_shared_fairly(tmp_path, monkeypatch):
         texts[method], asked = rows(seen["batches"][teacher_steps:]), rows(seen["quizzes"])
         seen = {"batches": [], "quizzes": []}
     context = train.Seed(finished["config"], 0)
-    ids, n = torch.tensor(context.read["student"]["train+quiz"].inputs["input_ids"]), len(context.task.train)
+    ids, n = context.read["student"]["train+quiz"].inputs["input_ids"], len(context.task.train)
     train_rows, quiz_rows = rows([ids[:n]]), rows([ids[n:]])
     assert steps == {"finetune": 15, "kd": 15, "metadistil": 15}
     assert texts["finetune"] == texts["kd"] == train_rows | quiz_rows
@@ -197,46 +198,61 @@ def test_paired_difference_worked_by_hand():
 
 def test_accuracy_and_order_of_predictions(finished):
     context = train.Seed(finished["config"], 0)
-    model, dev = context.model("student").network.eval(), context.read["student"]["dev"]
+    model, dev = context.model("student").eval(), context.read["student"]["dev"]
     with torch.no_grad():
         one_by_one = torch.cat([model(**dev.batch(np.array([row]))[0]) for row in range(40)])
     torch.testing.assert_close(train.predict(model, dev)[:40], one_by_one)
     assert train.METRICS["accuracy"](np.array([1, 0, 1, 1]), np.array([1, 1, 1, 0])) == 0.5
 
 
-def test_the_rate_warms_up_and_decays():
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=123.0)
+def rates_of(optimizer, total):
     rates = []
-    for step in range(20):
-        train.set_rate(optimizer, 0.1, step, 20)
+    for step in range(total):
+        train.set_rate(optimizer, 0.1, step, total)
         rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+def test_the_rate_warms_up_and_decays():
+    rates = rates_of(torch.optim.AdamW([torch.zeros(1)], lr=123.0), 20)
     assert rates[:3] == pytest.approx([0.05, 0.1, 0.1]) and rates[10] == pytest.approx(0.1 * 10 / 18)
     assert rates[-1] == pytest.approx(0.1 / 18)
+
+
+@pytest.mark.parametrize("total", [24, 240])
+def test_for_pictures_the_rate_falls_in_proportion_to_the_run(total):
+    """RepDistiller's schedule at its own length: 150, 180 and 210 of 240 epochs."""
+    rates = rates_of(torch.optim.SGD([torch.zeros(1)], lr=123.0), total)
+    falls = [step for step in range(1, total) if rates[step] < rates[step - 1]]
+    assert falls == [150 * total // 240, 180 * total // 240, 210 * total // 240] and rates[0] == 0.1
+    assert rates[-1] == pytest.approx(1e-4)
 
 
 # ---------------------------------------------------------------- errors
 
 
 BAD = [
-    (["--task", "sst3"], "--task sst3: expected one of"),
+    (["--task", "sst3"], "--task sst3: expected sst2|cola"),
     (["--tsak", "sst2"], "unrecognized arguments"),
     (["--data", "/nowhere"], "/nowhere/SST-2: expected train.tsv"),
     (["--alpha", "1.5"], "--alpha 1.5: expected a number from 0 to 1"),
     (["--alpha", "nan"], "--alpha nan: expected a number from 0 to 1"),
-    (["--temperature", "0"], "--temperature 0.0: expected a finite number above 0"),
-    (["--temperature", "inf"], "--temperature inf: expected a finite number above 0"),
-    (["--student-lr", "-1"], "--student-lr -1.0: expected a finite number above 0"),
-    (["--epochs", "0"], "--epochs 0: expected a whole number, at least 1"),
+    (["--temperature", "0"], "--temperature 0.0: expected a number from 1e-30 to 1e+30"),
+    (["--temperature", "inf"], "--temperature inf: expected a number from 1e-30 to 1e+30"),
+    (["--student-lr", "-1"], "--student-lr -1.0: expected a number from 1e-30 to 1e+30"),
+    (["--epochs", "0"], "--epochs 0: expected a number from 1 to 1e+09"),
     (["--epochs", "many"], "argument --epochs: invalid int value"),
     (["--quiz-size", "5000"], "--quiz-size 5000: expected 1 to 1799"),
     (["--train-size", "5000"], "--train-size 5000: expected 1 to 1500"),
     (["--label-noise", "2"], "--label-noise 2.0: expected a number from 0 to 1"),
-    (["--teacher", "huge"], "huge: expected a checkpoint's directory, or one of micro, tiny"),
-    (["--methods", "kd,magic"], "--methods kd,magic: expected some of finetune,kd,pkd,metadistil,metadistil-pkd"),
-    (["--methods", "kd,kd"], "--methods kd,kd: expected some of"),
-    (["--meta-grad", "third"], "--meta-grad third: expected one of"),
-    (["--resume", "/nowhere"], "/nowhere: expected the directory of a run"),
-    (["--predict", "x", "--out", "/nowhere"], "/nowhere: expected the directory of a run"),
+    (["--teacher", "huge"], "huge: expected tiny, mini, small"),
+    (["--methods", "kd,magic"], "--methods kd,magic: expected (finetune|kd|pkd|metadistil|metadistil-pkd)"),
+    (["--methods", "kd,"], "--methods kd,: expected"),
+    (["--methods", "pkd"], "pkd: expected a student of 2 layers or more"),
+    (["--student-layers", "1,3"], "--student-layers: expected a checkpoint"),
+    (["--meta-grad", "third"], "--meta-grad third: expected second_order|jvp"),
+    (["--resume", "/nowhere"], "/nowhere/checkpoint.pt: expected the checkpoint of a run"),
+    (["--predict", "x", "--out", "/nowhere"], "/nowhere: expected a run with a trained model"),
     (["--out", "/proc/nowhere"], "/proc/nowhere"),
 ]
 
@@ -345,9 +361,9 @@ def test_two_teachers_each_read_the_ids_of_their_own_vocabulary(checkpoints, tmp
         own = data.encode(data.read_tokenizer(source), context.task.train[rows]).batch(rows)[0]
         reader = context.model(role).eval()
         with torch.no_grad():
-            assert torch.equal(reader(**inputs), reader.network(**own)), role
+            assert torch.equal(reader(**inputs), reader(**own)), role
     with torch.no_grad():  # fed the first one's ids, the second says something else
-        assert not torch.allclose(reader(**inputs), reader.network(**inputs["teacher"]), atol=1e-3)
+        assert not torch.allclose(reader(**inputs), reader(**inputs["teacher"]), atol=1e-3)
 
 
 def test_two_teachers_are_both_trained_averaged_and_taught(checkpoints, tmp_path):
@@ -370,39 +386,34 @@ def test_a_checkpoint_decides_the_defaults(checkpoints, tmp_path):
 
 @pytest.mark.parametrize("how, expected", [("skip", (3, 6, 9)), ("last", (9, 10, 11))])
 def test_matched_layers(how, expected, tmp_path):
-    config = small(tmp_path, teacher="base", student="small", pkd_layers=how, methods="pkd")
-    with pytest.raises(train.InputError, match="pkd expected a student"):  # not as wide
-        train.matched_layers(config)
-    matched = train.matched_layers(small(tmp_path, teacher="base,distilbert", student="distilbert", pkd_layers=how))
-    assert matched["student"] == matched["teacher 2"] == (1, 2, 3, 4, 5)
-    assert matched["teacher"] == {"skip": (2, 4, 6, 8, 10), "last": (7, 8, 9, 10, 11)}[how]
-    # of twelve layers for a student of four: Sun et al. 2019, section 3.2
-    skip = {"student": (1, 2, 3), "teacher": expected}
-    kept = small(tmp_path, teacher="base", student=str(deep(tmp_path)), student_layers="0,1,2,3", pkd_layers=how)
-    assert train.matched_layers(kept) == skip
-
-
-def deep(tmp_path):
-    (tmp_path / "deep").mkdir()
-    shape = {"vocab_size": 9, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
-             "intermediate_size": 9, "max_position_embeddings": 9, "hidden_act": "gelu"}  # fmt: skip
-    (tmp_path / "deep" / "config.json").write_text(json.dumps(shape))
-    return tmp_path / "deep"
+    config, of = small(tmp_path, pkd_layers=how), models.PRESETS
+    assert train.matched_layers(config, of["base"], of["small"]) == ()  # not as wide
+    assert train.matched_layers(config, of["distilbert"], of["base"]) == ()  # not as deep
+    assert train.matched_layers(config, of["distilbert"], of["distilbert"]) == (1, 2, 3, 4, 5)
+    skip_or_last = {"skip": (2, 4, 6, 8, 10), "last": (7, 8, 9, 10, 11)}[how]
+    assert train.matched_layers(config, of["base"], of["distilbert"]) == skip_or_last
+    # of twelve layers for a student of four of its own: Sun et al. 2019, section 3.2
+    kept = small(tmp_path, student_layers="0,1,2,3", pkd_layers=how)
+    student = models.Encoder(models.EncoderConfig(layers=4, hidden=768, vocab_size=9, intermediate=9)).config
+    assert train.matched_layers(kept, student, student) == (1, 2, 3)
+    assert train.matched_layers(kept, of["base"], student) == train.matched_layers(kept, of["base"], of["base"]) == expected
 
 
 def test_pkd_matches_hidden_states_alone_and_inside_metadistil(checkpoints, tmp_path):
     settings = {"teacher": checkpoints[0], "student": checkpoints[0], "student_layers": "1,3"}
     context = train.Seed(train.resolve(small(tmp_path, **settings, methods="pkd,metadistil-pkd", beta=1000.0)), 0)
-    train.write_whole(context.folder / "teacher-before.pt", {"weights": context.model("teacher").network.state_dict()})
+    teacher = context.model("teacher")
+    saved = {"config": dataclasses.asdict(teacher.config), "weights": teacher.state_dict()}
+    train.write_whole(context.folder / "teacher-before.pt", saved)
     for name, other in (("pkd", "kd"), ("metadistil-pkd", "metadistil")):
         losses, states = {}, {}
         for method in (name, other):
             learners, _, _, step = train.stage(context, method)
             losses[method] = step(6, {}).item()  # the first step after the warm-up
-            states[method] = learners[f"student {method}"].network.blocks[0].query.weight
+            states[method] = learners[f"student {method}"].blocks[0].query.weight
         assert losses[name] > losses[other] + 0.1 and not torch.equal(states[name], states[other])
-    assert learners["teacher after metadistil"].network.patient_layers == ()
-    assert train.stage(context, "pkd")[0]["student pkd"].network.patient_layers == (1,)
+    assert learners["teacher after metadistil"].patient_layers == ()
+    assert train.stage(context, "pkd")[0]["student pkd"].patient_layers == (1,)
 
 
 def test_a_frozen_teacher_makes_metadistil_equal_to_kd(tmp_path):
