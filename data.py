@@ -186,9 +186,9 @@ def read_glue(path: Path, files: Files, split: str) -> Split:
             expect(len(row) == len(header), f"{where}: expected {len(header)} columns, found {len(row)}")
             texts.append(tuple(cells[c] for c in files.texts) if len(files.texts) > 1 else cells[files.texts[0]])
             if labelled:
-                label, expected = cells[files.label], ", ".join(files.labels) or "a score from 0 to 5"
+                label, known = cells[files.label], "a label of " + ", ".join(files.labels)
                 fits = label in files.labels if files.labels else re.fullmatch(r"[0-4](\.\d+)?|5(\.0+)?", label)
-                expect(fits, f"{where}: expected a label of {expected}, found {label!r}")
+                expect(fits, f"{where}: expected {known if files.labels else 'a score from 0 to 5'}, found {label!r}")
                 labels.append([*files.labels].index(label) if files.labels else float(label))
     expect(texts, f"{path}: expected a header and at least one row, found none")
     kind = np.int64 if files.labels else np.float32
