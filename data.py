@@ -5,7 +5,7 @@ A task has four disjoint splits. `train` and `quiz` are carved out of the traini
 Everything random is a function of a seed.
 """
 
-import collections, hashlib, json, os, re, shutil, sys, tempfile, typing, urllib.request
+import collections, hashlib, json, os, re, shutil, sys, tarfile, tempfile, typing, urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,8 @@ class Split:
 
     def __add__(self, other: "Split") -> "Split":
         return Split(*map(np.concatenate, ((self.examples, other.examples), (self.labels, other.labels))))
+
+    images = property(lambda self: self.examples)
 
     @property
     def texts(self) -> list:
@@ -218,7 +220,7 @@ def find_files(files: Files, data: str) -> Path | None:
         expect(data == DEFAULT_DATA, f"{folder}: expected {train} there, found none")
         try:
             download(urllib.parse.urljoin(GLUE_ADDRESS, files.archive), files.md5, folder)
-        except OSError as error:
+        except (OSError, tarfile.TarError) as error:
             print(f"{files.folder} is not in {data}/ and cannot be downloaded: {error}", file=sys.stderr)
             return None
     return folder

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections import Counter
 
@@ -445,3 +446,161 @@ def test_ids_equal_the_reference_implementations(kind, tmp_path):
 def test_a_directory_without_a_tokeniser_is_refused(tmp_path):
     with pytest.raises(InputError, match="expected tokenizer.json, vocab.txt or vocab.json, merges.txt"):
         data.read_tokenizer(str(tmp_path))
+
+
+# ---------------------------------------------------------------- pictures
+
+
+RECORD = 3074
+
+
+def records_of(n, seed=0):
+    """Random records in CIFAR-100's binary format: (n, 3074) bytes."""
+    rng = np.random.default_rng(seed)
+    records = rng.integers(0, 256, (n, RECORD), dtype=np.uint8)
+    records[:, 0], records[:, 1] = rng.integers(0, 20, n), np.arange(n) % 100
+    return records
+
+
+def write_cifar(folder, train=None, test=None):
+    """A miniature CIFAR-100, by default of 220 and 30 pictures."""
+    (folder / "cifar-100-binary").mkdir(exist_ok=True)
+    for name, content in (("train", train), ("test", test)):
+        default = records_of(220) if name == "train" else records_of(30, seed=1)
+        (folder / "cifar-100-binary" / f"{name}.bin").write_bytes(default.tobytes() if content is None else content)
+    return folder
+
+
+def test_pictures_are_read_byte_by_byte(tmp_path):
+    write_cifar(tmp_path)
+    task = load_task("cifar100", str(tmp_path))
+    raw = (tmp_path / "cifar-100-binary" / "test.bin").read_bytes()
+    assert task.test.images.shape == (30, 3, 32, 32) and task.num_labels == 100 and task.metrics == ("accuracy",)
+    for n, channel, row, column in ((0, 0, 0, 0), (7, 2, 31, 1), (29, 1, 5, 30)):
+        assert task.test.images[n, channel, row, column] == raw[n * RECORD + 2 + channel * 1024 + row * 32 + column]
+        assert task.test.labels[n] == raw[n * RECORD + 1]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_dev_and_quiz_are_carved_out_of_the_training_pictures(seed, tmp_path):
+    write_cifar(tmp_path)
+    task = load_task("cifar100", str(tmp_path), seed=seed)
+    parts = [set(split.texts) for split in (task.train, task.quiz, task.dev, task.test)]
+    assert [len(part) for part in parts] == [179, 19, 22, 30]
+    assert len(set.union(*parts)) == 250  # disjoint
+    assert parts[0] | parts[1] | parts[2] == set(map(bytes, records_of(220)[:, 2:]))
+    assert task.dev.texts == load_task("cifar100", str(tmp_path), seed=seed + 7).dev.texts  # a taught teacher's dev set
+    assert task.notes == ["dev: 22 examples carved out of the training file, the same for every seed"]
+
+
+def test_a_picture_of_the_test_set_does_not_stay_in_train(tmp_path):
+    records = records_of(220)
+    write_cifar(tmp_path, test=records[:4].tobytes())
+    task = load_task("cifar100", str(tmp_path))
+    held_out = sum(picture in {*task.dev.texts} for picture in task.test.texts)
+    assert not {*task.train.texts, *task.quiz.texts} & {*task.test.texts}
+    assert f"left out {4 - held_out} training examples that stand in dev or test, too" in task.notes
+
+
+LARGE = bytes([0]) * RECORD * 10_001
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("train", records_of(9).tobytes()[:-1], "train.bin: expected whole records of 3,074 bytes"),
+    ("train", records_of(9).tobytes() + b"x", "at most 50,000 of them, found 27,667 bytes"),
+    ("train", b"", "train.bin: expected whole records"),
+    ("test", LARGE, "test.bin: expected whole records of 3,074 bytes, at most 10,000 of them, found 30,743,074 bytes"),
+    ("test", bytes([0, 5]) + bytes(3072) + bytes([3, 100]) + bytes(3072),
+     "test.bin: byte 3,075: expected a label of at most 99, found 100"),
+    ("train", bytes([20, 5]) + bytes(3072), "train.bin: byte 0: expected a label of at most 19, found 20"),
+])  # fmt: skip
+def test_bad_pictures_are_named_with_their_byte(tmp_path, name, content, message):
+    write_cifar(tmp_path, **{name: content})
+    with pytest.raises(InputError) as error:
+        load_task("cifar100", str(tmp_path))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("missing", ["train", "test"])
+def test_a_missing_file_of_pictures_is_an_error(tmp_path, missing):
+    (write_cifar(tmp_path) / "cifar-100-binary" / f"{missing}.bin").unlink()
+    with pytest.raises(InputError, match=f"expected (train.bin there|a file)"):
+        load_task("cifar100", str(tmp_path))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_pictures_are_downloaded_checked_and_unpacked(tmp_path, monkeypatch, whole):
+    write_cifar(tmp_path)
+    with tarfile.open(fileobj=(archive := io.BytesIO()), mode="w:gz") as file:
+        file.add(tmp_path / "cifar-100-binary", "cifar-100-binary")
+    content = archive.getvalue()
+    md5 = hashlib.md5(content).hexdigest()
+    (here := tmp_path / "here").mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setitem(data.TASKS, "cifar100", data.TASKS["cifar100"]._replace(md5=md5))
+    sent = content if whole else content[:-9]
+    monkeypatch.setattr(data.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(sent))
+    if whole:
+        task = load_task("cifar100")
+        assert task.data == "data" and len(task.train) + len(task.quiz) + len(task.dev) == 220
+    else:
+        with pytest.raises(InputError, match=f"expected the MD5 checksum {md5}, found"):
+            load_task("cifar100")
+    assert [path.name for path in (here / "data").iterdir()] == ["cifar-100-binary"] * whole
+
+
+def test_an_archive_that_would_write_elsewhere_is_refused(tmp_path, monkeypatch):
+    with tarfile.open(fileobj=(archive := io.BytesIO()), mode="w:gz") as file:
+        file.addfile(tarfile.TarInfo("../escaped"))
+    (here := tmp_path / "here").mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setitem(data.TASKS, "cifar100", data.TASKS["cifar100"]._replace(md5=None))
+    monkeypatch.setattr(data.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(archive.getvalue()))
+    assert load_task("cifar100").data == "builtin"  # as if nothing could be fetched
+    assert not (tmp_path / "escaped").exists() and not list((here / "data").iterdir())
+
+
+def test_pictures_are_normalised_and_otherwise_left_alone():
+    split = load_task("cifar100", "builtin").dev
+    inputs, labels = data.encode(None, split).batch(np.array([3, 0]))
+    mean, deviation = (np.array(part).reshape(3, 1, 1) for part in ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)))
+    expected = (split.images[[3, 0]] / 255 - mean) / deviation
+    np.testing.assert_allclose(inputs["images"].numpy(), expected, atol=1e-6)
+    assert inputs["images"].is_contiguous(memory_format=torch.channels_last)
+    assert labels.tolist() == split.labels[[3, 0]].tolist()
+
+
+def test_a_training_picture_is_a_crop_of_its_framed_self_mirrored_or_not():
+    """Each found among its 9 × 9 × 2 possible views; all places and both ways occur."""
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (400, 3, 32, 32), dtype=np.uint8))
+    cut, seen = data.crop_and_mirror(images, np.random.default_rng(1)), set()
+    framed = torch.nn.functional.pad(images, (4, 4, 4, 4))
+    for n in range(len(images)):
+        for mirrored, view in ((False, cut[n]), (True, cut[n].flip(-1))):
+            for top in range(9):
+                for left in range(9):
+                    if torch.equal(framed[n, :, top : top + 32, left : left + 32], view):
+                        seen.add((n, top, left, mirrored))
+    assert {n for n, *_ in seen} == set(range(400)) and len(seen) == 400
+    assert {top for _, top, _, _ in seen} == {left for _, _, left, _ in seen} == set(range(9))
+    assert 140 < sum(mirrored for *_, mirrored in seen) < 260
+
+
+def test_crops_are_a_function_of_their_seed_and_dev_has_none():
+    examples = data.encode(None, load_task("cifar100", "builtin").dev)
+    one, same, other, plain = (examples.batch(np.arange(8), crop)[0]["images"] for crop in ([0, 7, 3], [0, 7, 3], [0, 7, 4], None))
+    assert torch.equal(one, same) and not torch.equal(one, other) and not torch.equal(one, plain)
+
+
+def test_the_builtin_pictures_show_what_their_labels_say():
+    """Hue by the mean colour, the number of petals by the edge's strongest rhythm."""
+    task = load_task("cifar100", "builtin")
+    assert [len(split) for split in (task.train, task.quiz, task.dev, task.test)] == [3726, 414, 460, 2000]
+    assert (np.bincount(np.concatenate([task.train.labels, task.quiz.labels, task.dev.labels, task.test.labels])) == 66).all()
+    images, labels = task.test.images.astype(float) / 255, task.test.labels
+    bright = images.max(axis=1) - images.min(axis=1)  # a flower has a colour, the ground is grey
+    colour = (images * (bright > 0.4)[:, None]).sum((2, 3))
+    hue = np.angle((colour * np.exp(-2j * np.pi * np.arange(3) / 3)).sum(axis=1)) / (2 * np.pi)
+    assert np.mean(np.round(hue * 5) % 5 == labels % 5) > 0.95
+    assert len({bytes(image) for split in (task.train, task.quiz, task.dev, task.test) for image in split.images}) == 6600

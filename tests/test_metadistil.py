@@ -157,16 +157,25 @@ def image_case(dtype):
     return shaken(Images(3)).to(dtype), [shaken(Images(5)).to(dtype)], exam(6), exam(5)
 
 
+def resnet_case(dtype):
+    def exam(n):
+        return {"images": torch.randn(n, 3, 8, 8, dtype=dtype)}, torch.randint(4, (n,))
+
+    small, large = models.ResNetConfig(8, (3, 3, 4, 6), 4), models.ResNetConfig(14, (4, 4, 6, 8), 4)
+    return shaken(models.ResNet(small)).to(dtype), [shaken(models.ResNet(large)).to(dtype)], exam(9), exam(7)
+
+
 SETTINGS = {"pilot_lr": 0.3, "alpha": 0.6, "temperature": 2.5}
 
 
-@pytest.mark.parametrize("case", [encoder_case, image_case])
+@pytest.mark.parametrize("case", [encoder_case, image_case, resnet_case])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype, exact, approximate", [(torch.float32, 1e-5, 1e-3), (torch.float64, 1e-9, 1e-6)])
 def test_three_modes_agree(case, mode, dtype, exact, approximate):
     networks = case(dtype)
     reference = meta_gradient(*networks, **SETTINGS).grads
     limit = approximate if mode == "finite_difference" else exact
+    limit *= 10 if case is resnet_case and mode == "finite_difference" else 1  # a step along v crosses the kinks of ReLU
     assert relative_difference(meta_gradient(*networks, mode=mode, **SETTINGS).grads, reference) < limit
 
 
@@ -188,13 +197,13 @@ def quiz_loss_after_pilot(student, teachers, batch, quiz, pilot_lr, alpha, tempe
         return F.cross_entropy(run(pupil, quiz[0]), quiz[1]).item()
 
 
-@pytest.mark.parametrize("case", [encoder_case, image_case])
+@pytest.mark.parametrize("case", [encoder_case, image_case, resnet_case])
 @pytest.mark.parametrize("mode", ["second_order", "jvp"])
 def test_meta_gradient_equals_central_differences_over_teacher_parameters(case, mode):
     student, teachers, batch, quiz = case(torch.float64)
     grads = meta_gradient(student, teachers, batch, quiz, mode=mode, **SETTINGS).grads
     theta_T = [parameter for teacher in teachers for parameter in teacher.parameters()]
-    epsilon, generator, found, expected = 1e-4, torch.Generator().manual_seed(1), [], []
+    epsilon, generator, found, expected = 3e-6, torch.Generator().manual_seed(1), [], []
     for parameter, gradient in zip(theta_T, grads, strict=True):
         for place in torch.randint(parameter.numel(), (3,), generator=generator).tolist():
             losses = []
@@ -229,7 +238,7 @@ def test_no_setting_is_ignored(mode, name, other):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("case", [encoder_case, image_case])
+@pytest.mark.parametrize("case", [encoder_case, image_case, resnet_case])
 def test_meta_gradient_touches_neither_student_nor_teacher(case, mode):
     student, teachers, batch, quiz = case(torch.float32)
     student.train()
@@ -250,6 +259,18 @@ def test_batchnorm_sees_the_batch_in_the_pilot():
         buffer.fill_(17.0)
     after = pilot_update(student, batch, z_T, 0.1)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_of_a_whole_step_only_the_real_update_moves_running_statistics(mode):
+    student, teachers, batch, quiz = resnet_case(torch.float32)
+    twin, buffers = copy.deepcopy(student), [buffer.clone() for buffer in teachers[0].buffers()]
+    optimizers = [torch.optim.SGD(list(module.parameters()), 0.1) for module in (student, teachers[0])]
+    metadistil.metadistil_step(student, teachers, batch, quiz, *optimizers, mode=mode, **SETTINGS)
+    twin.train()(**batch[0])  # one forward pass in train mode, where the real update made one
+    for (name, found), expected in zip(student.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(found, expected, msg=name)
+    assert all(torch.equal(now, before) for now, before in zip(teachers[0].buffers(), buffers, strict=True))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import save_checkpoint, shaken
 
-from models import PRESETS, Block, CheckpointError, Encoder, EncoderConfig
+from models import PRESETS, RESNETS, Block, CheckpointError, Encoder, EncoderConfig, ResNet, ResNetConfig, resnet
 
 SMALL = EncoderConfig(vocab_size=30, hidden=16, layers=2, heads=4, intermediate=40, max_positions=20, num_labels=3)
 
@@ -71,7 +71,53 @@ def test_every_preset_can_be_built(preset):
         assert model(torch.zeros(2, 8, dtype=torch.long)).shape == (2, 5)
 
 
+@pytest.mark.parametrize(
+    "name, count",
+    [("resnet8", 83_892), ("resnet20", 278_324), ("resnet56", 861_620), ("resnet110", 1_736_564),
+     ("resnet8x4", 1_233_540), ("resnet32x4", 7_433_860)],
+)  # fmt: skip
+def test_resnets_have_the_published_parameter_counts(name, count):
+    with torch.device("meta"):
+        assert sum(parameter.numel() for parameter in resnet(name).parameters()) == count
+
+
+@pytest.mark.parametrize("name", RESNETS)
+def test_every_resnet_has_its_depth_and_halves_the_picture_twice(name):
+    with torch.device("meta"):
+        model, seen = resnet(name, num_classes=7), []
+        for module in model.modules():
+            if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3):
+                module.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape[1:])))
+        assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+    depth, stem = int(name.removeprefix("resnet").removesuffix("x4")), 32 if name.endswith("x4") else 16
+    assert len(seen) == depth - 1 and seen[0] == (stem, 32, 32)  # the classifier is the last of the layers
+    widths = [64, 128, 256] if name.endswith("x4") else [16, 32, 64]
+    stages = [(width, 32 >> n, 32 >> n) for n, width in enumerate(widths) for _ in range((depth - 2) // 3)]
+    assert seen[1:] == stages
+
+
+def test_resnet_equals_its_formula_written_with_functions():
+    """y = relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)), with batch statistics, from the weights alone."""
+    model = shaken(ResNet(ResNetConfig(8, (3, 3, 4, 5), 6))).double()
+    weights, images = model.state_dict(), torch.randn(4, 3, 8, 8, dtype=torch.float64)
+
+    def convolved(x, name, stride=1):
+        x = torch.nn.functional.conv2d(x, weights[f"{name}.0.weight"], None, stride, weights[f"{name}.0.weight"].shape[-1] // 2)
+        mean, variance = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), unbiased=False, keepdim=True)
+        scale, shift = (weights[f"{name}.1.{part}"][:, None, None] for part in ("weight", "bias"))
+        return (x - mean) / (variance + 1e-5).sqrt() * scale + shift
+
+    x = convolved(images, "stem").relu()
+    for block, stride in enumerate((1, 2, 2)):
+        y = convolved(convolved(x, f"blocks.{block}.first", stride).relu(), f"blocks.{block}.second")
+        x = (y + (convolved(x, f"blocks.{block}.shortcut", stride) if block else x)).relu()
+    expected = x.mean((2, 3)) @ weights["classifier.weight"].T + weights["classifier.bias"]
+    torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-12)
+
+
 def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="resnet8"):
+        resnet("resnet18")
     with pytest.raises(ValueError, match="at most 20"):
         Encoder(SMALL)(torch.zeros(1, 21, dtype=torch.long))
     with pytest.raises(ValueError, match="tiny"):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, save_checkpoint, shaken
-from test_data import write_task
+from test_data import write_cifar, write_task
 
 import data
 import metadistil
@@ -467,3 +467,107 @@ def test_other_tasks_run_with_their_metrics(name, columns, tmp_path, capsys):
     train.main(["--predict", "one thing\tanother" if name != "cola" else "one thing", "--out", str(out)])
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 6 and (name != "stsb" or re.search(r"-?\d\.\d\d$", said[1]))
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def small_pictures(folder, out, **other):
+    settings = {"task": "cifar100", "data": str(folder), "teacher": "resnet8", "student": "resnet8", "batch_size": 32,
+                "quiz_batch_size": 16, "teacher_epochs": 2, "warmup_epochs": 1, "epochs": 1, "log_every": 2}  # fmt: skip
+    return train.Config(**(settings | {"out": str(out)} | other))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of 250 random pictures, and a finished run on it."""
+    folder = write_cifar(tmp_path_factory.mktemp("pictures"))
+    return folder, train.run(small_pictures(folder, folder / "run", seeds=2))
+
+
+def test_a_run_on_pictures_leaves_what_it_promises(pictures, capsys):
+    folder, finished = pictures
+    assert set(finished["results"]) == {"teacher before", "teacher after metadistil", "student finetune", "student kd", "student metadistil"}
+    assert list(finished["results"]["student kd"][0]["scores"]) == ["dev accuracy", "test accuracy"]
+    assert finished["results"]["student kd"][1]["parameters"] == 83_892
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--predict", "a flower", "--out", str(folder / "run")])
+    assert stop.value.code == 2 and "expected a run on sentences" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stop_at", [2, 6])
+def test_a_run_on_pictures_stopped_and_resumed_ends_with_the_same_numbers(pictures, tmp_path, monkeypatch, stop_at):
+    (folder, finished), saved, save = pictures, [], train.save
+
+    def save_then_stop(config, journal):
+        save(config, journal)
+        saved.append(journal)
+        if len(saved) == stop_at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "save", save_then_stop)
+    with pytest.raises(SystemExit):
+        train.run(small_pictures(folder, tmp_path / "stopped", seeds=2, checkpoint_seconds=0.0))
+    monkeypatch.undo()
+    train.run(*train.read_journal(str(tmp_path / "stopped")))
+    assert_same_numbers(finished["out"], tmp_path / "stopped")
+
+
+def test_pictures_are_trained_by_sgd_as_in_the_benchmark(pictures):
+    _, optimizers, total, _ = train.stage(train.Seed(pictures[1]["config"], 0), "metadistil")
+    assert len(optimizers) == 2 and total == 2 * 7  # 198 pictures, 32 a step
+    for optimizer in optimizers:
+        assert isinstance(optimizer, torch.optim.SGD)
+        assert [(group["momentum"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.9, 5e-4)]
+
+
+def test_teacher_and_student_see_the_same_crops_and_the_quiz_has_none(pictures):
+    context = train.Seed(pictures[1]["config"], 0)
+    rows = np.arange(6)
+    (cropped, _), (again, _), (other, _), (plain, _) = (context.batch(rows, step) for step in (3, 3, 4, None))
+    assert torch.equal(cropped["student"]["images"], cropped["teacher"]["images"])
+    assert torch.equal(cropped["student"]["images"], again["student"]["images"])
+    assert not torch.equal(cropped["student"]["images"], other["student"]["images"])
+    assert torch.equal(plain["student"]["images"], data.encode(None, context.task.train[rows]).batch(rows)[0]["images"])
+
+
+def test_a_taught_teacher_teaches_another_student_as_it_is(pictures, tmp_path):
+    """Static, cross: a teacher saved by one run, frozen in another."""
+    folder, finished = pictures
+    source = str(folder / "run" / "seed{seed}" / "teacher-after-metadistil.pt")
+    crossed = train.run(small_pictures(folder, tmp_path / "cross", teacher=source, methods="kd", seeds=2))
+    taught, frozen = (run["results"][name] for run, name in ((finished, "teacher after metadistil"), (crossed, "teacher before")))
+    assert [seed["scores"] for seed in frozen] == [seed["scores"] for seed in taught]
+    for seed in (0, 1):
+        paths = [Path(source.format(seed=seed)), tmp_path / "cross" / f"seed{seed}" / "teacher-before.pt"]
+        one, other = (torch.load(path, weights_only=True)["weights"] for path in paths)
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert {entry["stage"] for entry in map(json.loads, (tmp_path / "cross" / "metrics.jsonl").open())} == {"teacher", "kd"}
+    assert crossed["table"].splitlines()[2].split("|")[-3].strip() == "0"  # no second of training
+
+
+def test_a_saved_teacher_of_sentences_brings_its_tokeniser(finished, tmp_path):
+    source = str(finished["out"] / "seed0" / "teacher-after-metadistil.pt")
+    crossed = train.run(small(tmp_path / "cross", teacher=source, methods="kd", train_size=40))
+    expected = finished["results"]["teacher after metadistil"][0]["scores"]
+    assert crossed["results"]["teacher before"][0]["scores"] == expected
+
+
+@pytest.mark.parametrize("other, message", [
+    ({"teacher": "mini"}, "mini: expected a network for cifar100"),
+    ({"task": "sst2", "data": "builtin"}, "resnet8: expected a network for sst2"),
+    ({"methods": "pkd"}, "pkd: expected"),
+    ({"noise": 0.1}, "--noise: expected a task of sentences"),
+    ({"teacher": "nowhere.pt"}, "nowhere.pt: expected a model saved by train.py"),
+])  # fmt: skip
+def test_networks_and_tasks_that_do_not_fit_are_told_of(pictures, tmp_path, other, message):
+    with pytest.raises((train.InputError, models.CheckpointError), match=message):
+        train.run(small_pictures(pictures[0], tmp_path / "run", **other))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_saved_teacher_of_other_classes_is_refused(pictures, tmp_path):
+    model = models.resnet("resnet8", 10)
+    train.write_whole(tmp_path / "ten.pt", {"config": dataclasses.asdict(model.config), "weights": model.state_dict()})
+    with pytest.raises(train.InputError, match="ten.pt: expected a network for cifar100, of 100 classes"):
+        train.run(small_pictures(pictures[0], tmp_path / "run", teacher=str(tmp_path / "ten.pt")))
