@@ -14,10 +14,9 @@ import torch
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, Tokenizer, processors
 from torch.nn import functional as F
 
-BUILTIN = "builtin"  # the name of the data set that needs no file
+BUILTIN, DEFAULT_DATA = "builtin", "data"  # the data that need no file; where files are, or are downloaded to
 PIXELS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))  # CIFAR-100's mean and deviation, of 0 to 1
 MAX_LENGTH = 128  # tokens of an example that are read
-DEFAULT_DATA = "data"  # where files are looked for, and downloaded to, unless told otherwise
 
 
 class InputError(Exception):
@@ -80,7 +79,7 @@ class Files(typing.NamedTuple):
     archive: str  # relative to GLUE_ADDRESS
     md5: str | None = None
     metrics: tuple[str, ...] = ("accuracy",)
-    names: tuple[str, str] = ("dev", "test")
+    names: tuple[str, ...] = ("train", "dev", "test")
     header: tuple[str, ...] = ()  # of files that have none
     needed: tuple[str, ...] = ("train", "dev")  # a dev set that is not published is carved out of train
 
@@ -97,30 +96,27 @@ TASKS = {
     "stsb": Files("STS-B", SENTENCES, "score", {}, "STS-B.zip", metrics=("pearson", "spearman")),
     "qqp": Files("QQP", ("question1", "question2"), "is_duplicate", SAME, "QQP-clean.zip", metrics=F1),
     "mnli": Files("MNLI", SENTENCES, "gold_label", {n: n for n in ("contradiction", "entailment", "neutral")},
-                  "MNLI.zip", names=("dev_matched", "dev_mismatched")),
+                  "MNLI.zip", names=("train", "dev_matched", "dev_mismatched")),
     "qnli": Files("QNLI", ("question", "sentence"), "label", FOLLOWS, "QNLIv2.zip", "b4efd6554440de1712e9b54e14760e82"),
     "rte": Files("RTE", SENTENCES, "label", FOLLOWS, "RTE.zip", "bef554d0cafd4ab6743488101c638539"),
-    "wnli": Files("WNLI", SENTENCES, "label", {"0": "false", "1": "true"}, "WNLI.zip", "a1b4bd2861017d302d29e42139657a42"),
+    "wnli": Files("WNLI", SENTENCES, "label", {"0": "false", "1": "true"}, "WNLI.zip",
+                  "a1b4bd2861017d302d29e42139657a42"),
     "cifar100": Files("cifar-100-binary", (), "", {f"class {n}": f"class {n}" for n in range(100)},
                       "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8",
-                      needed=("train", "test")),
-}  # fmt: skip
+                      needed=("train", "test"))}  # fmt: skip
 
 
 def load_task(name, data=DEFAULT_DATA, quiz_size=None, seed=0, *, train_size=None, label_noise=None) -> Task:
-    """The task `name`, split, from the directory `data` or built in (data="builtin").
-    With the default directory missing files are downloaded, and without a network the built-in task takes
-    their place; `Task.data` says so. `quiz_size` examples leave the training file for the quiz (default: one
-    in ten, as in the paper; of the reviews 300); `train_size` keeps a random subset of the rest; `label_noise`
-    is the share of training labels flipped to another class (default: none; reviews 0.4). Raises InputError."""
+    """The task `name`, split, from the directory `data` or built in (data="builtin"). In the default directory missing
+    files are downloaded, and without a network the built-in task takes their place; `Task.data` says so. `quiz_size`
+    examples leave the training file for the quiz (one in ten, as in the paper; of the reviews 300), `train_size` is a
+    random subset of the rest, `label_noise` the share of its labels flipped (reviews: 0.4). Raises InputError."""
     expect(name in TASKS, f"unknown task {name!r}: expected one of {', '.join(TASKS)}")
     files, notes, size, noise = TASKS[name], [], None, 0.0
-    folder = None if data == BUILTIN else find_files(files, data)
-    if folder:
-        read, ending = (read_glue, "tsv") if files.texts else (read_pictures, "bin")
-        names = dict(zip(("train", "dev", "test"), ("train", *files.names)))
-        paths = {split: folder / f"{name}.{ending}" for split, name in names.items()}
-        splits = {n: read(path, files, n) for n, path in paths.items() if n in files.needed or path.is_file()}
+    paths = {} if data == BUILTIN else find_files(files, data)
+    if paths:
+        read = read_glue if files.texts else read_pictures
+        splits = {split: read(path, files, split) for split, path in paths.items()}
     elif files.texts:
         splits, files, size, noise = builtin_reviews(), TASKS["sst2"], BUILTIN_QUIZ_SIZE, BUILTIN_LABEL_NOISE
     else:
@@ -138,9 +134,9 @@ def load_task(name, data=DEFAULT_DATA, quiz_size=None, seed=0, *, train_size=Non
     assert not {*train.texts} & {*quiz.texts} and not {*train.texts, *quiz.texts} & held_out, "the splits overlap"
     noise = noise if label_noise is None else label_noise
     train.labels = flip_labels(train.labels, noise, len(files.labels), seed)
-    labels, data = [*files.labels.values()], data if folder else BUILTIN
-    known = {"label_names": labels, "num_labels": len(labels) or 1, "metrics": files.metrics}
-    return Task(name, data, **known, train=train, quiz=quiz, **splits, label_noise=noise, notes=notes)
+    labels, data = [*files.labels.values()], data if paths else BUILTIN
+    splits |= {"train": train, "quiz": quiz}
+    return Task(name, data, labels, len(labels) or 1, files.metrics, **splits, label_noise=noise, notes=notes)
 
 
 def carve(train, quiz_size: int, train_size: int | None, seed: int) -> tuple:
@@ -170,7 +166,6 @@ def flip_labels(labels: np.ndarray, share: float, num_labels: int, seed: int) ->
 def read_glue(path: Path, files: Files, split: str) -> Split:
     """A GLUE file: tab-separated, no quoting, UTF-8, columns found by their names.
     In the test file the label column may be missing. Raises InputError, which names file and line."""
-    expect(path.is_file(), f"{path}: expected a file there")
     raw = path.read_bytes()
     try:
         rows = [line.rstrip("\r").split("\t") for line in raw.decode("utf-8-sig").split("\n")]
@@ -200,7 +195,6 @@ def read_glue(path: Path, files: Files, split: str) -> Split:
 def read_pictures(path: Path, files: Files, split: str) -> Split:
     """CIFAR-100's binary format: records of a coarse label, a fine label, and 3 × 32 × 32 bytes of pixels.
     Raises InputError, which names file and byte."""
-    expect(path.is_file(), f"{path}: expected a file there")
     size, most, record = path.stat().st_size, {"train": 50_000, "test": 10_000}[split], 2 + 3 * 32 * 32
     expected = f"whole records of {record:,} bytes, at most {most:,} of them"
     expect(0 < size <= most * record and size % record == 0, f"{path}: expected {expected}, found {size:,} bytes")
@@ -211,19 +205,21 @@ def read_pictures(path: Path, files: Files, split: str) -> Split:
     return Split(records[:, 2:].reshape(-1, 3, 32, 32), records[:, 1].astype(np.int64))
 
 
-def find_files(files: Files, data: str) -> Path | None:
-    """The directory of the task's files, its own folder in `data`.
-    What is missing in the default directory is downloaded; None if there is no network.
-    Raises InputError if a directory that was asked for lacks the files."""
-    folder, train = Path(data, files.folder), "train.tsv" if files.texts else "train.bin"
-    if not (folder / train).is_file():
-        expect(data == DEFAULT_DATA, f"{folder}: expected {train} there, found none")
+def find_files(files: Files, data: str) -> dict[str, Path]:
+    """{"train": path, ...} of the task's files, in its own folder in `data`. What is missing in the default directory
+    is downloaded; {} if there is no network. Raises InputError if another directory, or the folder, lacks a file."""
+    folder, ending = Path(data, files.folder), "tsv" if files.texts else "bin"
+    paths = {split: folder / f"{name}.{ending}" for split, name in zip(("train", "dev", "test"), files.names)}
+    if not paths["train"].is_file():
+        expect(data == DEFAULT_DATA, f"{folder}: expected train.{ending} there, found none")
         try:
             download(urllib.parse.urljoin(GLUE_ADDRESS, files.archive), files.md5, folder)
         except (OSError, tarfile.TarError) as error:
             print(f"{files.folder} is not in {data}/ and cannot be downloaded: {error}", file=sys.stderr)
-            return None
-    return folder
+            return {}
+    for split in files.needed:
+        expect(paths[split].is_file(), f"{paths[split]}: expected a file there")
+    return {split: path for split, path in paths.items() if path.is_file()}
 
 
 def download(address: str, md5: str | None, folder: Path, timeout: float = 10.0):
@@ -244,7 +240,7 @@ def download(address: str, md5: str | None, folder: Path, timeout: float = 10.0)
                 whole.mkdir()
                 archive.rename(whole / "train.tsv")
             else:  # leaves out, or refuses, whatever would land elsewhere
-                shutil.unpack_archive(archive, temporary, **({"filter": "data"} if archive.suffix == ".gz" else {}))
+                shutil.unpack_archive(archive, temporary, filter="data" if archive.suffix == ".gz" else None)
             os.replace(whole, folder)
 
 
@@ -308,16 +304,16 @@ class Encoded(typing.NamedTuple):
         longest = self.lengths[rows].max()
         inputs = {name: whole[torch.from_numpy(rows).to(whole.device), :longest] for name, whole in self.inputs.items()}
         if "images" in inputs:
-            images = inputs["images"] if crop is None else crop_and_mirror(inputs["images"], np.random.default_rng(crop))
+            images = inputs["images"] if crop is None else crop_and_mirror(inputs["images"], crop)
             mean, deviation = torch.tensor(PIXELS, device=images.device)[:, :, None, None]  # (3, 1, 1) each
             inputs["images"] = ((images / 255 - mean) / deviation).contiguous(memory_format=torch.channels_last)
         return inputs, torch.from_numpy(self.labels[rows]).to(next(iter(inputs.values())).device)
 
 
-def crop_and_mirror(images: torch.Tensor, rng) -> torch.Tensor:
+def crop_and_mirror(images: torch.Tensor, seed) -> torch.Tensor:
     """(B, 3, 32, 32) -> (B, 3, 32, 32): a whole batch at once, by its pixels' rows and columns (B, 32)."""
-    draws = torch.from_numpy(rng.integers(0, (9, 9, 2), (len(images), 3))).to(images.device)
-    top, left, mirrored = draws.T[..., None]  # (B, 1) each
+    draws = np.random.default_rng(seed).integers(0, (9, 9, 2), (len(images), 3))
+    top, left, mirrored = torch.from_numpy(draws).to(images.device).T[..., None]  # (B, 1) each
     side, one = torch.arange(32, device=images.device), torch.arange(len(images), device=images.device)
     across = left + torch.where(mirrored == 1, side.flip(0), side)
     framed = F.pad(images, (4, 4, 4, 4)).permute(0, 2, 3, 1)  # (B, 40, 40, 3)
@@ -332,17 +328,15 @@ def encode(tokenizer: Tokenizer | None, split: Split, max_length: int = MAX_LENG
         return Encoded({"images": torch.from_numpy(split.examples).to(device)}, np.full(len(split), 3), labels)
     tokenizer.enable_truncation(min(max_length, MAX_LENGTH))
     tokenizer.enable_padding()
-    found, names = tokenizer.encode_batch(split.texts), ("attention_mask", "ids", "type_ids")
-    arrays = (np.array([getattr(one, name) for one in found], np.int32) for name in names)
-    mask, ids, types = (torch.from_numpy(array).to(device) for array in arrays)  # (N, T) each
-    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-    return Encoded(inputs, mask.sum(dim=1).numpy(force=True), labels)
+    found, inputs = tokenizer.encode_batch(split.texts), {}
+    for ours, name in {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}.items():
+        inputs[ours] = torch.from_numpy(np.array([getattr(one, name) for one in found], np.int32)).to(device)  # (N, T)
+    return Encoded(inputs, inputs["attention_mask"].sum(dim=1).numpy(force=True), labels)
 
 
 def batches_of(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """One epoch's batches, each the rows of its examples: a fresh shuffle of all, a function of seed and epoch.
-    Within pools of 50 batches examples are sorted by length, so that a batch holds little
-    padding; the batches then come in random order."""
+    """One epoch's batches, each the rows of its examples: a shuffle of all, a function of seed and epoch. Within pools
+    of 50 batches examples are sorted by length, for little padding; the batches then come in random order."""
     rng, N = np.random.default_rng([seed, 4, epoch]), len(lengths)
     rows, pools = rng.permutation(N), np.arange(N) // (50 * batch_size)
     rows = rows[np.lexsort((lengths[rows], pools))]
@@ -362,8 +356,7 @@ def sample_quiz(labels: np.ndarray, size: int, seed: int, step: int) -> np.ndarr
 BUILTIN_SIZES, BUILTIN_QUIZ_SIZE, BUILTIN_LABEL_NOISE = (1800, 1000, 2000), 300, 0.4  # train and quiz, dev, test
 BUILTIN_BANNER = """\
 === BUILT-IN DATA ===  Film reviews from a small grammar, or drawn flowers: these numbers are not {task}'s.
-Wrong labels, as if by careless raters: {share:.0%} of the training set; none in quiz, dev and test.
-"""
+Wrong labels, as if by careless raters: {share:.0%} of the training set; none in quiz, dev and test.\n"""
 
 PRAISE = """brilliant charming clever delightful elegant engaging enjoyable fascinating fresh fun gorgeous gripping
 inspired lively lovely magical moving original splendid witty""".split()
@@ -379,9 +372,8 @@ SCOPED = ("nobody can claim that {other}", "it is not true that {other}")  # the
 
 
 def builtin_reviews() -> dict[str, Split]:
-    """{"train": ..., "dev": ..., "test": ...} of the built-in task: reviews from a small grammar, rightly labelled.
-    Words carry sentiment (PRAISE, BLAME) and composition corrects it: a denied word means its
-    opposite, in a contrast one side wins, a denied clause is turned round whatever it holds."""
+    """{"train": ..., "dev": ..., "test": ...}: reviews from a small grammar, rightly labelled. Words carry sentiment,
+    composition corrects it: denial turns a word, or a whole clause, into its opposite; in a contrast one side wins."""
     rng, reviews = np.random.default_rng(2022), {}  # no sentence twice, so the splits are disjoint
     while len(reviews) < sum(BUILTIN_SIZES):
         label = len(reviews) % 2

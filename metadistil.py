@@ -1,15 +1,13 @@
 """MetaDistil: a teacher that learns to teach from the quiz its student sits.
 
-The algorithm of "BERT Learns to Teach: Knowledge Distillation with Meta Learning"
-(Zhou, Xu, McAuley, ACL 2022, Algorithm 1), for any `nn.Module` that maps an input to
-logits. Read it from the top: the losses, then the three updates in the paper's order,
-then the meta-gradient, in three ways that agree.
+The algorithm of "BERT Learns to Teach: Knowledge Distillation with Meta Learning" (Zhou, Xu, McAuley, ACL 2022,
+Algorithm 1), for any `nn.Module` that maps an input to logits. Read it from the top: the losses, then the three updates
+in the paper's order, then the meta-gradient, in three ways that agree.
 
-Symbols: theta_S, theta_T are the parameters of student and teacher; theta_S_prime those
-of the student's copy after the pilot update; z_S, z_T logits; B the batch size, K the
-number of classes. `batch` and `quiz` are pairs (inputs, labels), where `inputs` is what
-the model's forward takes: a tensor, or a dict of keyword arguments. A model returns logits, or
-the pair (logits, hidden states to be matched). `**soft` are alpha, temperature and beta of `inner_loss`.
+Symbols: theta_S, theta_T are the parameters of student and teacher; theta_S_prime those of the student's copy after
+the pilot update; z_S, z_T logits; B the batch size, K the number of classes; `batch`, `quiz` pairs (inputs, labels),
+`inputs` what the model's forward takes, a tensor or a dict of keyword arguments. A model returns logits, or the pair
+(logits, hidden states to be matched). `**soft` are alpha, temperature and beta of `inner_loss`.
 """
 
 from contextlib import contextmanager
@@ -25,8 +23,7 @@ MODES = ("second_order", "jvp", "finite_difference")
 
 def log_softmax(logits: Tensor) -> Tensor:
     """log softmax over the last dimension, (B, K) -> (B, K), stable at any finite logits.
-    Subtracting the largest logit changes nothing in the result, so the maximum carries
-    no gradient and may be detached."""
+    Subtracting the largest logit changes nothing in the result, so it carries no gradient and may be detached."""
     shifted = logits - logits.max(dim=-1, keepdim=True).values.detach()
     return shifted - shifted.exp().sum(dim=-1, keepdim=True).log()
 
@@ -40,9 +37,8 @@ def hard_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """T² KL(softmax(z_T / T) ‖ softmax(z_S / T)), mean over the batch -> scalar.
-    T² undoes the 1/T² that the two divisions by T leave in the gradient, so that alpha
-    means the same at every temperature (Hinton et al. 2015, section 2)."""
+    """T² KL(softmax(z_T / T) ‖ softmax(z_S / T)), mean over the batch -> scalar. T² undoes the 1/T² that the divisions
+    by T leave in the gradient, so that alpha means the same at every T (Hinton et al. 2015, section 2)."""
     log_p_T = log_softmax(teacher_logits / temperature)  # (B, K)
     log_p_S = log_softmax(student_logits / temperature)  # (B, K)
     kl = (log_p_T.exp() * (log_p_T - log_p_S)).sum(dim=-1)  # (B,)
@@ -51,17 +47,14 @@ def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, alpha=0.5, temperature=2.0) -> Tensor:
     """L_S = α T² KL(softmax(z_T/T) ‖ softmax(z_S/T)) + (1 − α) CE(z_S, y) -> scalar.
-    Logits (B, K), labels (B,); twice differentiable in the logits of *both* networks.
-    With floating-point labels (regression) the soft term is the squared error of the
-    outputs. Raises ValueError on logits of different shapes, alpha outside [0, 1] or a
-    temperature that is not positive."""
+    Logits (B, K), labels (B,); twice differentiable in the logits of *both* networks. With floating-point labels
+    (regression) the soft term is the squared error of the outputs. Raises ValueError on logits of different
+    shapes, alpha outside [0, 1] or a temperature that is not positive."""
     if student_logits.shape != teacher_logits.shape or not 0 <= alpha <= 1 or not temperature > 0:
         found = f"{tuple(student_logits.shape)}, {tuple(teacher_logits.shape)}, {alpha=}, {temperature=}"
         raise ValueError(f"expected logits of one shape, alpha in [0, 1], temperature above 0; found {found}")
-    if labels.is_floating_point():
-        soft = (student_logits - teacher_logits).square().mean()
-    else:
-        soft = soft_loss(student_logits, teacher_logits, temperature)
+    squared = (student_logits - teacher_logits).square().mean()
+    soft = squared if labels.is_floating_point() else soft_loss(student_logits, teacher_logits, temperature)
     return alpha * soft + (1 - alpha) * hard_loss(student_logits, labels)
 
 
@@ -86,8 +79,7 @@ def average_logits(list_of_teacher_logits: list[Tensor]) -> Tensor:
 
 def forward(model: nn.Module, inputs, theta: dict[str, Tensor] | None = None) -> tuple[Tensor, ...]:
     """The outputs of the model, or of what it would be with the parameters theta: (logits,) or (logits, states).
-    With theta the call is pure: buffers are cloned, so the running statistics of a
-    BatchNorm layer stay as they are."""
+    With theta the call is pure: buffers are cloned, so a BatchNorm layer's running statistics stay as they are."""
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, dict) else ((inputs,), {})
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()} if theta is not None else {}
     outputs = functional_call(model, {**(theta or {}), **buffers}, args, kwargs)
@@ -142,9 +134,8 @@ def meta_update(student, teachers, batch, quiz, teacher_optimizer, **settings) -
 
 def real_update(student, teachers, batch, student_optimizer, **soft) -> Tensor:
     """Algorithm 1, real update: θ_S ← θ_S − η ∇_{θ_S} L_S(x; θ_S, θ_T), the step taken by the student's optimiser.
-    The student, still where it stood before the pilot, learns in train mode from the teacher
-    as it is now. With a teacher that never changes this is plain KD, with no teacher at all
-    plain fine-tuning. Returns the loss."""
+    The student, still where it stood before the pilot, learns in train mode from the teacher as it is now. With a
+    teacher that never changes this is plain KD, with no teacher at all plain fine-tuning. Returns the loss."""
     inputs, labels = batch
     z_S = forward(student.train(), inputs)
     with torch.no_grad():
@@ -178,12 +169,11 @@ class MetaGradient(NamedTuple):
 
 def meta_gradient(student, teachers, batch, quiz, *, pilot_lr, mode="second_order", trace=None, **soft) -> MetaGradient:
     """∇_{θ_T} L_q(θ′_S(θ_T)) = −λ (∂²L_S / ∂θ_T ∂θ_S) v, with v = ∇_{θ′_S} L_q.
-    `mode` says how the mixed second derivative is contracted with v: "second_order" through
-    the graph of the pilot gradient; "jvp", as exact, and "finite_difference", approximate,
-    through ż_S = J_S v, for the teacher enters L_S by its outputs alone: ⟨v, ∇_{θ_S} L_S⟩ =
-    ⟨ż_S, ∂L_S/∂z_S⟩. Teachers are put in eval mode; no parameter, buffer or `.grad` changes.
-    A parameter that requires no gradient gets a zero. A dict passed as `trace` is filled with
-    every intermediate derivative. Raises ValueError on an unknown mode."""
+    `mode` says how the mixed second derivative is contracted with v: "second_order" through the graph of the pilot
+    gradient; "jvp", as exact, and "finite_difference", approximate, through ż_S = J_S v, for the teacher enters L_S by
+    its outputs alone: ⟨v, ∇_{θ_S} L_S⟩ = ⟨ż_S, ∂L_S/∂z_S⟩. Teachers are put in eval mode; no parameter, buffer or
+    `.grad` changes. A parameter that requires no gradient gets a zero. A dict passed as `trace` is filled with every
+    intermediate derivative. Raises ValueError on an unknown mode."""
     if mode not in MODES:
         raise ValueError(f"expected a meta-gradient mode of {MODES}, not {mode!r}")
     exact_graph = mode == "second_order"
@@ -215,18 +205,16 @@ def meta_gradient(student, teachers, batch, quiz, *, pilot_lr, mode="second_orde
 
 def quiz_gradient(student, theta_S_prime, quiz) -> tuple[Tensor, dict[str, Tensor]]:
     """The quiz: L_q = CE(f(x_q; θ′_S), y_q), and v = ∇_{θ′_S} L_q by parameter name."""
-    inputs, labels = quiz
     theta = {name: value.detach().requires_grad_() for name, value in theta_S_prime.items()}
     with without_dropout(student):
-        quiz_loss = hard_loss(forward(student, inputs, theta)[0], labels)
+        quiz_loss = hard_loss(forward(student, quiz[0], theta)[0], quiz[1])
     v = torch.autograd.grad(quiz_loss, list(theta.values()), materialize_grads=True)
     return quiz_loss.detach(), dict(zip(theta, v))
 
 
 def student_tangent(student, inputs, v, mode="jvp") -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """z_S and ż_S = J_S v: the student's outputs, and how they move when θ_S moves along v.
-    By one forward-mode product ("jvp"), or by central differences along v
-    ("finite_difference"), with a step scaled by 1/‖v‖."""
+    By one forward-mode product ("jvp"), or by central differences ("finite_difference"), the step scaled by 1/‖v‖."""
     theta_S = {name: p.detach() for name, p in student.named_parameters() if name in v}
     with without_dropout(student), torch.no_grad():
         if mode == "jvp":

@@ -1,11 +1,10 @@
 """The networks: a BERT-style encoder and the CIFAR ResNets, written out; and how published checkpoints are read.
 
-Shapes: B sentences, T tokens, D the hidden width, h heads of width d = D / h, K classes; of pictures C channels, H by W.
-A model is called as `model(input_ids=..., attention_mask=..., token_type_ids=...)` or
-`model(images=...)` and returns logits (B, K).
+Shapes: B sentences, T tokens, D the hidden width, h heads of width d = D / h, K classes; C channels, H by W pixels.
+A model is called as `model(input_ids=..., attention_mask=..., token_type_ids=...)` or `model(images=...)` -> (B, K).
 """
 
-import itertools, json, math, re, warnings
+import contextlib, itertools, json, math, re, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,19 +36,14 @@ class EncoderConfig:
         return self.max_positions - self.position_offset
 
 
-def _bert(layers: int, hidden: int, **other) -> EncoderConfig:
-    return EncoderConfig(layers=layers, hidden=hidden, **({"heads": hidden // 64, "intermediate": 4 * hidden} | other))
-
-
 # By the model_type of a config.json (TinyBERT's is bert): what the file does not say.
 FAMILIES = {"bert": {}, "roberta": {"position_offset": 2}, "distilbert": {"token_types": 0, "pooler": "relu"}}
 SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512)}  # Turc et al. 2019
 SIZES |= {"micro": (1, 64), "base": (12, 768), "large": (24, 1024)}  # micro: ours, for the built-in task
-PRESETS = {name: _bert(*size) for name, size in SIZES.items()} | {
-    "distilbert": _bert(6, 768, **FAMILIES["distilbert"]),
-    "tinybert": _bert(4, 312, heads=12, intermediate=1200),
-    "roberta": _bert(12, 768, max_positions=514, token_types=1, layer_norm_eps=1e-5, **FAMILIES["roberta"]),
-}
+PRESETS = {n: EncoderConfig(layers=L, hidden=D, heads=D // 64, intermediate=4 * D) for n, (L, D) in SIZES.items()}
+PRESETS["distilbert"] = EncoderConfig(layers=6, **FAMILIES["distilbert"])
+PRESETS["tinybert"] = EncoderConfig(layers=4, hidden=312, intermediate=1200)
+PRESETS["roberta"] = EncoderConfig(max_positions=514, token_types=1, layer_norm_eps=1e-5, **FAMILIES["roberta"])
 
 
 class Block(nn.Module):
@@ -66,9 +60,8 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def attention(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Multi-head self-attention, softmax(QKᵀ/√d)V, in the open: states (B, T, D), mask (B, 1, 1, T) -> (B, T, D).
-        Not `scaled_dot_product_attention`: the fused kernels have no double backward, which
-        the second-order meta-gradient needs."""
+        """Multi-head self-attention, softmax(QKᵀ/√d)V: states (B, T, D), mask (B, 1, 1, T) -> (B, T, D). In the open,
+        for the fused kernels have no double backward, which the second-order meta-gradient needs."""
         B, T, D = states.shape
         heads, projections = (B, T, self.heads, D // self.heads), (self.query, self.key, self.value)
         query, key, value = (part(states).view(heads).transpose(1, 2) for part in projections)  # (B, h, T, d) each
@@ -115,19 +108,15 @@ class Encoder(nn.Module):
     @classmethod
     def from_pretrained(cls, directory, num_labels=2, layers=None, dropout=0.1) -> "Encoder":
         """A published checkpoint: BERT, TinyBERT, RoBERTa or DistilBERT, by its config.json and weights.
-        `layers` (0 is the first) keeps those only. A classification head comes along when
-        its number of labels agrees. What the file lacks or has to spare is warned of in one
-        line. Raises CheckpointError."""
+        `layers` (0 is the first) keeps those only. A classification head comes along when its number of labels
+        agrees. What the file lacks or has to spare is warned of in one line. Raises CheckpointError."""
         config = replace(shape_of(str(directory)), num_labels=num_labels, dropout=dropout)
         model = cls(config)
-        try:
+        with expecting(f"{directory}: expected the weights that config.json promises"):
             tensors = read_weights(Path(directory))
             tensors = {n: t for n, t in tensors.items() if not n.startswith("classifier.") or len(t) == num_labels}
             fresh, unused = (", ".join(names) for names in model.load_state_dict(tensors, strict=False))
             model.blocks = nn.ModuleList(model.blocks[layer] for layer in layers or range(config.layers))
-        except Exception as error:  # torch and json raise about anything
-            promised = f"{directory}: expected the weights that config.json promises"
-            raise CheckpointError(f"{promised}: {_one_line(error)}") from None
         if fresh or unused:
             warnings.warn(f"{directory}: fresh weights: {fresh or 'none'}; not used: {unused or 'none'}", stacklevel=2)
         model.config = replace(config, layers=len(model.blocks))
@@ -135,28 +124,23 @@ class Encoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask=None, token_type_ids=None) -> Tensor | tuple[Tensor, Tensor]:
         """input_ids (B, T), attention_mask (B, T), 1 at real tokens, token_type_ids (B, T) -> logits (B, K).
-        Without a mask all tokens are real; without types all are of type 0. With n
-        `patient_layers` the result is (logits, their [CLS] states (B, n, D)). Raises
-        ValueError on a sentence longer than the model has positions."""
-        B, T = input_ids.shape
-        offset = self.config.position_offset
+        Without a mask all tokens are real; without types all are of type 0. With n `patient_layers` the result is
+        (logits, their [CLS] states (B, n, D)). Raises ValueError on a sentence longer than the model has positions."""
+        T, offset = input_ids.shape[1], self.config.position_offset
         if T > self.config.longest:
             raise ValueError(f"expected at most {self.config.longest} tokens, not {T}")
         states = self.words(input_ids) + self.positions.weight[offset : offset + T]  # (B, T, D)
         if self.types is not None:
             states = states + self.types(torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids)
-        states = self.dropout(self.norm(states))
-        mask = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
-        mask = mask[:, None, None, :]  # (B, 1, 1, T)
-        cls_states = []  # after each layer, (B, D)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        layers = [self.dropout(self.norm(states))]  # after each layer, (B, T, D)
         for block in self.blocks:
-            states = block(states, mask)
-            cls_states.append(states[:, 0])
-        pooled = getattr(torch, self.config.pooler)(self.pooler(states[:, 0]))  # (B, D)
+            layers.append(block(layers[-1], mask.bool()[:, None, None, :]))
+        pooled = getattr(torch, self.config.pooler)(self.pooler(layers[-1][:, 0]))  # (B, D)
         logits = self.classifier(self.dropout(pooled))
         if not self.patient_layers:
             return logits
-        return logits, torch.stack([cls_states[layer - 1] for layer in self.patient_layers], dim=1)
+        return logits, torch.stack([layers[layer][:, 0] for layer in self.patient_layers], dim=1)
 
 
 @dataclass(frozen=True)
@@ -180,7 +164,7 @@ def _convolution(C: int, C_out: int, size: int, stride: int = 1) -> nn.Sequentia
 
 
 class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions, added to the input, which a 1×1 convolution brings to the output's shape where it differs."""
+    """Two 3×3 convolutions, added to the input, which a 1×1 convolution brings to their shape where it differs."""
 
     def __init__(self, C: int, C_out: int, stride: int):
         super().__init__()
@@ -193,7 +177,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A CIFAR ResNet: a stem, three stages of residual blocks, each at half the one before's resolution, a classifier."""
+    """A CIFAR ResNet: a stem, three stages of residual blocks, each of half the resolution, a classifier."""
 
     def __init__(self, config: ResNetConfig):
         super().__init__()
@@ -222,16 +206,22 @@ class CheckpointError(Exception):
     """A checkpoint cannot be used; the message is one line: where, and what was expected."""
 
 
+@contextlib.contextmanager
+def expecting(what: str):
+    """Turn any exception of the block, for torch and json raise about anything, into a CheckpointError of one line."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
 SAFETENSORS_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
-# How a config.json names the fields of EncoderConfig; the second name of two is DistilBERT's.
-PUBLISHED_CONFIG = {
+PUBLISHED_CONFIG = {  # how a config.json names the fields of EncoderConfig; the second name of two is DistilBERT's
     "vocab_size": "vocab_size", "hidden_size": "hidden", "dim": "hidden", "num_hidden_layers": "layers",
     "n_layers": "layers", "num_attention_heads": "heads", "n_heads": "heads", "intermediate_size": "intermediate",
     "hidden_dim": "intermediate", "max_position_embeddings": "max_positions", "type_vocab_size": "token_types",
-    "layer_norm_eps": "layer_norm_eps",
-}  # fmt: skip
-# How the files name the tensors: patterns, each replaced in turn.
-PUBLISHED_NAMES = {
+    "layer_norm_eps": "layer_norm_eps"}  # fmt: skip
+PUBLISHED_NAMES = {  # how the files name the tensors: patterns, each replaced in turn
     r"^(bert|roberta|distilbert)\.": "", r"\.gamma$": ".weight", r"\.beta$": ".bias",
     r"^embeddings\.LayerNorm": "norm", r"^embeddings\.word_embeddings": "words",
     r"^embeddings\.position_embeddings": "positions", r"^embeddings\.token_type_embeddings": "types",
@@ -239,8 +229,7 @@ PUBLISHED_NAMES = {
     r"attention\.output\.dense|attention\.out_lin": "attention.self.output", r"attention\.(self\.)?": "",
     r"\.q_lin": ".query", r"\.k_lin": ".key", r"\.v_lin": ".value", r"intermediate\.dense|ffn\.lin1": "feed_in",
     r"\boutput\.LayerNorm|output_layer_norm": "feed_norm", r"\boutput\.dense|ffn\.lin2": "feed_out",
-    r"^(pooler\.dense|classifier\.dense|pre_classifier)": "pooler", r"^classifier\.out_proj": "classifier",
-}  # fmt: skip
+    r"^(pooler\.dense|classifier\.dense|pre_classifier)": "pooler", r"^classifier\.out_proj": "classifier"}  # fmt: skip
 
 
 def shape_of(source: str) -> EncoderConfig | ResNetConfig:
@@ -249,7 +238,8 @@ def shape_of(source: str) -> EncoderConfig | ResNetConfig:
         return (PRESETS | RESNETS)[source]
     if source.endswith(".pt"):
         return read_saved(source)[0].config
-    try:
+    expected = f"expected {', '.join(PRESETS | RESNETS)}, a .pt, or a directory with the config.json of a BERT"
+    with expecting(f"{source}: {expected}, RoBERTa or DistilBERT with gelu"):
         published = json.loads(Path(source, "config.json").read_text())
         fields = {ours: published[name] for name, ours in PUBLISHED_CONFIG.items() if name in published}
         missing = {*PUBLISHED_CONFIG.values()} - {*fields, "token_types", "layer_norm_eps"}
@@ -257,9 +247,6 @@ def shape_of(source: str) -> EncoderConfig | ResNetConfig:
         if missing or activation != "gelu":
             raise ValueError(f"no {', '.join(sorted(missing))}" if missing else f"activation {activation}")
         return EncoderConfig(**fields | FAMILIES[published.get("model_type", "bert")])
-    except (OSError, ValueError, AttributeError, KeyError) as error:
-        expected = f"expected {', '.join(PRESETS | RESNETS)}, a .pt, or a directory with the config.json of a BERT"
-        raise CheckpointError(f"{source}: {expected}, RoBERTa or DistilBERT with gelu: {_one_line(error)}") from None
 
 
 def build(source: str, num_labels: int, dropout=0.0, vocab_size=None, layers=None) -> Encoder | ResNet:
@@ -275,18 +262,12 @@ def build(source: str, num_labels: int, dropout=0.0, vocab_size=None, layers=Non
 
 def read_saved(path) -> tuple[Encoder | ResNet, dict]:
     """The network in a .pt of train.py, and all that the file holds. Raises CheckpointError."""
-    try:
+    with expecting(f"{path}: expected a model saved by train.py"):
         saved = torch.load(path, "cpu", weights_only=True)
         shape = saved["config"]
         network = ResNet(ResNetConfig(**shape)) if "depth" in shape else Encoder(EncoderConfig(**shape))
         network.load_state_dict(saved["weights"])
-    except Exception as error:  # torch raises about anything
-        raise CheckpointError(f"{path}: expected a model saved by train.py: {_one_line(error)}") from None
-    return network, saved
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        return network, saved
 
 
 def read_weights(directory: Path) -> dict[str, Tensor]:
@@ -302,10 +283,9 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file: 8 bytes for the length of the header, the header in JSON, the raw buffers."""
-    raw = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
+    raw, tensors = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8), {}
     start = 8 + int.from_bytes(raw[:8].tolist(), "little")
-    header, tensors = json.loads(bytes(raw[8:start].tolist())), {}
-    for name, entry in header.items():
+    for name, entry in json.loads(bytes(raw[8:start].tolist())).items():
         if name != "__metadata__":
             first, last = (start + offset for offset in entry["data_offsets"])
             values = raw[first:last].clone().view(SAFETENSORS_TYPES[entry["dtype"]])  # a clone is aligned

@@ -1,13 +1,11 @@
-"""The main job: train a teacher, then a student by each method, and print one table.
+"""The main job, `python train.py --task sst2`: train a teacher, then a student by each method, and print one table.
 
-    python train.py --task sst2
-
-Every student starts from the same weights, learns from the same labels and takes the same
-number of steps. A run is a list of stages (each teacher, then each method; for each seed), and a
-stage is a function of the configuration and the seed alone: it can be killed, resumed, repeated.
+Every student starts from the same weights, learns from the same labels and takes the same number of steps. A run is a
+list of stages (each teacher, then each method; for each seed), and a stage is a function of the configuration and the
+seed alone: it can be killed, resumed, repeated.
 """
 
-import argparse, collections, dataclasses, functools, importlib.util, itertools, json, math, os, re, sys, time, warnings
+import argparse, collections, contextlib, dataclasses, functools, itertools, json, math, os, re, sys, time, warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ from tokenizers import Tokenizer
 import data, metadistil, models
 from data import InputError, expect
 
-METHODS = "finetune|kd|pkd|metadistil|metadistil-pkd"
+METHODS, MODES = "finetune|kd|pkd|metadistil|metadistil-pkd", "|".join(metadistil.MODES)
 DEVICES = ["auto", "cpu"] + ["cuda"] * torch.cuda.is_available()
 RANDOM = [torch.random, torch.cuda][: len(DEVICES) - 1]  # what dropout is drawn from
 COUNT, NOT_NEGATIVE, POSITIVE, SHARE = (1, 1e9), (0, 1e30), (1e-30, 1e30), (0, 1)  # what a number may be, ends included
@@ -39,26 +37,26 @@ class Config:
     train_size: int = option("data", "train on a random subset of that many examples [all]", COUNT)
     label_noise: float = option("data", "share of the training labels that is wrong [0; builtin: 0.4]", SHARE)
     noise: float = option("data", "share of the students' training words turned into noise_word", SHARE, 0.0)
-    teacher: str = option("models", "preset or checkpoint's directory; or A,B: two", None, ("tiny", "mini", "mini", "resnet14", "resnet20"))
-    student: str = option("models", "preset or checkpoint's directory", None, ("micro", "tiny", "tiny", "resnet8", "resnet8"))
+    teacher: str = option("models", "preset, directory, or A,B", None, ("tiny", "mini", "mini", "resnet14", "resnet20"))
+    student: str = option("models", "preset, or directory", None, ("micro", "tiny", "tiny", "resnet8", "resnet8"))
     student_layers: str = option("models", "layers a student keeps of its checkpoint: 1,3,5 [all]", r"\d+(,\d+)*")
     dropout: float = option("models", "share of units dropped while training", SHARE, (0.1, 0.2, 0.1, 0, 0))
     methods: str = option("training", "the students to train", rf"({METHODS})(,({METHODS}))*", "finetune,kd,metadistil")
-    teacher_epochs: int = option("training", "epochs of the teacher's own training", COUNT, (40, 3, 2, 12, 10))
+    teacher_epochs: int = option("training", "epochs of the teacher's own training", COUNT, (40, 3, 2, 8, 8))
     warmup_epochs: int = option("training", "epochs of each student on labels alone", NOT_NEGATIVE, (5, 1, 1, 1, 1))
-    epochs: int = option("training", "epochs of each student after that", COUNT, (50, 2, 1, 7, 5))
+    epochs: int = option("training", "epochs of each student after that", COUNT, (50, 2, 1, 5, 4))
     batch_size: int = option("training", "training examples a step", COUNT, (128, 64, 64, 64, 128))
     finetune_lr: float = option("training", "rate of the teacher's training", POSITIVE, (5e-4, 5e-4, 7e-5, 0.1, 0.1))
-    student_lr: float = option("training", "rate of the students", POSITIVE, (2e-3, 5e-4, 7e-5, 0.1, 0.1))
-    alpha: float = option("distillation", "α, the weight of the soft term", SHARE, (0.9, 0.5, 0.5, 0.9, 0.9))
-    temperature: float = option("distillation", "T, by which the logits are divided", POSITIVE, (2.0, 2.0, 2.0, 4.0, 4.0))
+    student_lr: float = option("training", "rate of the students", POSITIVE, (2e-3, 5e-4, 7e-5, 0.2, 0.1))
+    alpha: float = option("distillation", "α, weight of the soft term", SHARE, (0.9, 0.5, 0.5, 0.9, 0.9))
+    temperature: float = option("distillation", "T, the logits' divisor", POSITIVE, (2.0, 2.0, 2.0, 4.0, 4.0))
     beta: float = option("distillation", "β, the weight of the hidden states in pkd", NOT_NEGATIVE, 100.0)
     pkd_layers: str = option("distillation", "the teacher's layers for pkd", "skip|last", "skip")
     pilot_lr: float = option("distillation", "λ, the step of the pilot update", POSITIVE, (0.1, 0.02, 0.02, 0.02, 0.02))
     teacher_lr: float = option("distillation", "μ, rate of the meta update", POSITIVE, (5e-4, 1e-5, 1e-6, 2e-4, 2e-4))
-    quiz_batch_size: int = option("distillation", "quiz examples a step, evenly by class", COUNT, (200, 64, 64, 64, 128))
-    meta_grad: str = option("distillation", "way to the meta-gradient", "|".join(metadistil.MODES), (*["second_order"] * 3, "jvp", "jvp"))
-    meta_every: int = option("distillation", "the teacher learns at every K-th step", COUNT, 1)
+    quiz_batch_size: int = option("distillation", "quiz examples a step, even by class", COUNT, (200, 64, 64, 64, 128))
+    meta_grad: str = option("distillation", "way to the meta-gradient", MODES, (*["second_order"] * 3, "jvp", "jvp"))
+    meta_every: int = option("distillation", "the teacher learns at every K-th step", COUNT, (1, 1, 1, 4, 4))
     no_pilot: bool = option("distillation", "ablation: the student keeps the pilot's update", None, False)
     freeze_teacher: bool = option("distillation", "ablation: the teacher hears the quiz and stays", None, False)
     seeds: int = option("run", "do everything with seeds 0 to N-1", COUNT, 1)
@@ -83,8 +81,7 @@ class Config:
 
 
 def resolve(config: Config) -> Config:
-    """The configuration, checked, with nothing left open, once it is known which data there are.
-    Raises InputError, and CheckpointError on an unknown model."""
+    """The configuration, checked, nothing left open. Raises InputError, and CheckpointError on an unknown model."""
     for field in dataclasses.fields(config):
         value, valid = getattr(config, field.name), field.metadata["valid"]
         if value is not None and valid:
@@ -98,7 +95,7 @@ def resolve(config: Config) -> Config:
     kind = 3 + files if pictures else 2 if pretrained else int(files)
     config = dataclasses.replace(config, data=task.data, quiz_size=len(task.quiz), label_noise=task.label_noise)
     config.device = DEVICES[-1] if config.device == "auto" else config.device
-    names = (f"runs/{task.name}-{'files' if files else 'builtin'}{f'-{n}' if n > 1 else ''}" for n in itertools.count(1))
+    names = (f"runs/{task.name}-{'files' if files else 'builtin'}{f'-{n}' * (n > 1)}" for n in itertools.count(1))
     config.out = config.out or next(name for name in names if not os.path.exists(name))
     for field in dataclasses.fields(config):
         if getattr(config, field.name) is None and isinstance(field.metadata["default"], tuple):
@@ -107,8 +104,8 @@ def resolve(config: Config) -> Config:
     expect(not (pictures and config.noise), "--noise: expected a task of sentences")
     shapes = {source: models.shape_of(source) for source in config.sources(0).values()}
     for source, shape in shapes.items():
-        fits = isinstance(shape, models.ResNetConfig) == pictures
-        fits &= not source.endswith(".pt") or shape.num_labels == task.num_labels
+        of_task = isinstance(shape, models.ResNetConfig) == pictures
+        fits = of_task and (not source.endswith(".pt") or shape.num_labels == task.num_labels)
         expect(fits, f"{source}: expected a network for {task.name}, of {task.num_labels} classes")
         fits = "pkd" not in config.methods or not pictures and matched_layers(config, shape, shapes[config.student])
         expect(fits, "pkd: expected a student of 2 layers or more, as wide as its teacher and no deeper")
@@ -118,7 +115,7 @@ def resolve(config: Config) -> Config:
 def matched_layers(config: Config, shape, student) -> tuple[int, ...]:
     """The layers of a network, 1 the first, whose hidden states pkd matches: of the student's M all but the last.
     Of a teacher's L, "skip" takes every (L / M)-th, "last" those before the last (Sun et al. 2019, section 3.2).
-    None if the shapes do not allow it."""
+    Empty if the shapes do not allow it."""
     L, M = shape.layers, len(config.layers() or range(student.layers))
     chosen = (n * L // M if config.pkd_layers == "skip" else L - M + n for n in range(1, M))
     return tuple(chosen) if M <= L and shape.hidden == student.hidden else ()
@@ -126,6 +123,7 @@ def matched_layers(config: Config, shape, student) -> tuple[int, ...]:
 
 def write_whole(path: Path, content: str | dict):
     """Write text, or a dict by torch.save: under `path` stands the old file or the whole new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
         torch.save(content, file) if isinstance(content, dict) else file.write(content.encode())
@@ -135,21 +133,18 @@ def write_whole(path: Path, content: str | dict):
 
 
 def save(config: Config, journal: dict):
-    """Write metrics.jsonl and the checkpoint: what was done up to here will not be lost. The journal holds the
-    configuration, how many stages are done, the results ({model: [a dict for each seed]}), the log, and the state
-    of the stage under way."""
+    """Write metrics.jsonl and the checkpoint, that nothing done is lost. The journal: configuration, number of stages
+    done, results ({model: [a dict for each seed]}), log, and the state of the stage under way."""
     write_whole(Path(config.out, "metrics.jsonl"), "".join(json.dumps(entry) + "\n" for entry in journal["log"]))
     write_whole(Path(config.out, "checkpoint.pt"), journal)
 
 
 def read_journal(out: str) -> tuple[Config, dict]:
-    """The configuration and the journal of the run in a directory. Raises InputError."""
+    """The configuration and the journal of the run in a directory. Raises CheckpointError."""
     path = Path(out, "checkpoint.pt")
-    try:
+    with models.expecting(f"{path}: expected the checkpoint of a run"):
         journal = torch.load(path, "cpu", weights_only=True)
         return Config(**journal["config"] | {"out": out}), journal
-    except Exception as error:  # torch raises about anything
-        raise InputError(f"{path}: expected the checkpoint of a run ({type(error).__name__})") from None
 
 
 def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -170,10 +165,9 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return (np.cumsum(counts) - (counts - 1) / 2)[places]
 
 
-METRICS = {
-    "accuracy": lambda predictions, labels: float((predictions == labels).mean()), "f1": f1, "matthews": pearson,
-    "pearson": pearson, "spearman": lambda predictions, labels: pearson(ranks(predictions), ranks(labels)),
-}  # fmt: skip
+METRICS = {"f1": f1, "matthews": pearson, "pearson": pearson}
+METRICS["accuracy"] = lambda predictions, labels: float((predictions == labels).mean())
+METRICS["spearman"] = lambda predictions, labels: pearson(ranks(predictions), ranks(labels))
 
 
 @torch.no_grad()
@@ -190,7 +184,6 @@ class Seed:
 
     def __init__(self, config: Config, seed: int):
         self.config, self.seed, self.folder = config, seed, Path(config.out, f"seed{seed}")
-        self.folder.mkdir(exist_ok=True)
         self.task, self.sources, self.tokenizers, self.read = config.load(seed), config.sources(seed), {}, {}
         # Whoever has no use for a quiz trains on it, so that every method learns from the same labels.
         splits = {"train+quiz": self.task.train + self.task.quiz, "dev": self.task.dev, "test": self.task.test}
@@ -201,10 +194,9 @@ class Seed:
             fresh = source in models.PRESETS or self.task.name == "cifar100"
             longest = getattr(models.shape_of(source), "longest", data.MAX_LENGTH)
             tokenizer = self.tokenizers[role] = own if fresh else data.read_tokenizer(source)
-            encode = functools.partial(data.encode, tokenizer, max_length=longest, device=config.device)
             if role == "student" and config.noise:
                 splits |= {"train+quiz": data.noisy(self.task.train, config.noise, seed) + self.task.quiz}
-            self.read[role] = {name: encode(split) for name, split in splits.items()}
+            self.read[role] = {n: data.encode(tokenizer, split, longest, config.device) for n, split in splits.items()}
 
     def batch(self, rows: np.ndarray, step: int | None = None) -> tuple[dict, torch.Tensor]:
         """Rows of train and quiz as each role reads them, {role: inputs}, and their labels (B,).
@@ -227,12 +219,11 @@ class Seed:
 
     def scores(self, model: torch.nn.Module, *splits: str) -> dict[str, float]:
         """{"dev accuracy": 0.81, ...}: the task's metrics on those of the splits that have labels."""
-        found = {}
-        for split in (split for split in splits if split in self.read[model.role]):
-            examples = self.read[model.role][split]
-            logits = predict(model, examples).numpy()
+        found, read = {}, self.read[model.role]
+        for split in [split for split in splits if split in read]:
+            logits = predict(model, read[split]).numpy()
             predictions = logits.argmax(axis=-1) if self.task.label_names else logits[:, 0]
-            found |= {f"{split} {name}": METRICS[name](predictions, examples.labels) for name in self.task.metrics}
+            found |= {f"{split} {name}": METRICS[name](predictions, read[split].labels) for name in self.task.metrics}
         return found
 
 
@@ -249,8 +240,8 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, total: in
 
 def stage(context: Seed, name: str) -> tuple:
     """(learners, optimisers, total, step): models that learn, by title; how many steps; step(k, trace) -> loss.
-    A teacher learns from labels (a saved one has done so), and so does each student while it warms
-    up. Beyond that the methods differ in nothing but what `step` says of them."""
+    A teacher learns from labels (a saved one has done so), and so does each student while it warms up. Beyond that
+    the methods differ in nothing but what `step` says of them."""
     config, meta, teachers = context.config, name.startswith("metadistil"), {}
     if name in context.sources:
         title, model, rate = f"{name} before", context.model(name), config.finetune_lr
@@ -266,8 +257,8 @@ def stage(context: Seed, name: str) -> tuple:
     for reader in [model, *teachers] if name.endswith("pkd") else ():
         reader.patient_layers = matched_layers(config, reader.config, model.config)
     sgd = functools.partial(torch.optim.SGD, momentum=0.9, weight_decay=5e-4)  # Tian et al. 2020
-    optimizer = functools.partial(sgd if config.task == "cifar100" else torch.optim.AdamW, fused=True)
-    optimizers = [optimizer(list(module.parameters())) for module in [model, torch.nn.ModuleList(teachers)][: 1 + meta]]
+    kind, learning = sgd if config.task == "cifar100" else torch.optim.AdamW, [model, torch.nn.ModuleList(teachers)]
+    optimizers = [kind(module.parameters(), fused=True) for module in learning[: 1 + meta]]
     both, n = context.read["student"]["train+quiz"], len(context.task.train)  # the quiz stands behind the n of train
     lengths = both.lengths[:n] if meta and not config.freeze_teacher else both.lengths
     batches = functools.lru_cache(1)(functools.partial(data.batches_of, lengths, config.batch_size, context.seed))
@@ -299,7 +290,7 @@ def take(context: Seed, name: str, journal: dict):
         part.load_state_dict(saved)
     for generator, saved in zip(RANDOM, state["rng"]):
         generator.set_rng_state(saved)
-    progress, saved = Progress(f"seed {context.seed} {name}", state["step"], total), time.monotonic()
+    noted, saved, shown = {}, time.monotonic(), -math.inf  # noted: losses, and dev scores by role
     peak_memory_mb(reset=True)
     for k in range(state["step"], total):
         started, trace = time.perf_counter(), {} if k % config.log_every == 0 or k + 1 == total else None
@@ -307,16 +298,18 @@ def take(context: Seed, name: str, journal: dict):
         if trace is not None:
             trace["loss"] = loss
             losses = {key: trace[key].item() for key in ("loss", "quiz_loss_before", "quiz_loss_after") if key in trace}
-            wrong = f"{progress.name}, step {k}: expected finite losses, found {losses}; lower the rates"
-            expect(all(map(math.isfinite, losses.values())), wrong)
+            where, finite = f"seed {context.seed} {name}, step {k}", all(map(math.isfinite, losses.values()))
+            expect(finite, f"{where}: expected finite losses, found {losses}; lower the rates")
             log.append(entry | losses)
-            progress.noted |= losses
+            noted |= losses
         state["seconds"] += time.perf_counter() - started
         if (k + 1) % context.steps_per_epoch == 0:
             scores = {title: context.scores(model, "dev") for title, model in learners.items()}
             log.append(entry | {"epoch": (k + 1) // context.steps_per_epoch, "scores": scores})
-            progress.noted |= {title.split()[0]: next(iter(found.values())) for title, found in scores.items()}
-        progress.show(k + 1)
+            noted |= {title.split()[0]: next(iter(found.values())) for title, found in scores.items()}
+        if k + 1 == total or time.monotonic() - shown >= (0.2 if sys.stderr.isatty() else 10):
+            show(f"seed {context.seed} {name}", k + 1, total, noted, state["seconds"])
+            shown = time.monotonic()
         state |= {"step": k + 1, "peak_mb": max(peak_memory_mb(), state["peak_mb"])}  # NaN, if it comes first, stays
         if time.monotonic() - saved >= config.checkpoint_seconds and k + 1 < total:
             rng, saved = [generator.get_rng_state() for generator in RANDOM], time.monotonic()
@@ -340,23 +333,12 @@ def finish(context: Seed, name: str, journal: dict, learners: dict, cost: dict):
     save(context.config, journal)
 
 
-class Progress:
-    """One updating line on a terminal, a plain line every ten seconds elsewhere."""
-
-    def __init__(self, name: str, first: int, total: int):
-        self.name, self.first, self.total, self.noted = name, first, total, {}  # noted: losses, and dev scores by role
-        self.began, self.shown = time.monotonic(), -math.inf
-
-    def show(self, step: int):
-        """Print the line, unless one was printed just now."""
-        now, done, live = time.monotonic(), step == self.total, sys.stderr.isatty()
-        if done or now - self.shown >= (0.2 if live else 10):
-            self.shown, left = now, (now - self.began) / (step - self.first) * (self.total - step)
-            said = [f"{name} {value:.4f}" for name, value in self.noted.items()]
-            said += [f"{left // 60:.0f}:{left % 60:02.0f} left"]
-            start, end = ("\r\033[K", "\n" if done else "") if live else ("", "\n")
-            line = "  ".join([f"{self.name:<18} step {step}/{self.total}", *said])
-            print(start + line, end=end, file=sys.stderr, flush=True)
+def show(what: str, step: int, total: int, noted: dict[str, float], seconds: float):
+    """Print the progress, after so many seconds: on a terminal over the line before, elsewhere a line of its own."""
+    left, live = seconds / step * (total - step), sys.stderr.isatty()
+    said = [f"{what:<18} step {step}/{total}", *(f"{name} {value:.4f}" for name, value in noted.items())]
+    line = "  ".join([*said, f"{left // 60:.0f}:{left % 60:02.0f} left"])
+    print(f"\r\033[K{line}" if live else line, end="" if live and left else "\n", file=sys.stderr, flush=True)
 
 
 def peak_memory_mb(reset: bool = False) -> float:
@@ -364,15 +346,13 @@ def peak_memory_mb(reset: bool = False) -> float:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats() if reset else None
         return torch.cuda.max_memory_allocated() / 1e6
-    try:
+    with contextlib.suppress(OSError, TypeError):
         Path("/proc/self/clear_refs").write_text("5") if reset else None
         return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
-    except (OSError, TypeError):
-        return math.nan
+    return math.nan
 
 
-# The 97.5% quantiles of Student's t distribution for 1 to 9 degrees of freedom; beyond, the last is on the safe side.
-T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # of Student's t, 97.5%, 1 to 9 degrees
 
 
 def spread(values: np.ndarray) -> str:
@@ -381,7 +361,7 @@ def spread(values: np.ndarray) -> str:
 
 
 def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> str:
-    """Points, seed by seed: "+4.1 [+2.0, +6.2]", the mean and its 95% interval by Student's t."""
+    """Points, seed by seed: "+4.1 [+2.0, +6.2]", the mean and its 95% interval (on the safe side beyond 10 seeds)."""
     difference, n = 100 * (ours - theirs), len(ours)
     if n == 1:
         return f"{difference[0]:+.1f}"
@@ -392,30 +372,27 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> str:
 def table(config: Config, task: data.Task, results: dict[str, list[dict]]) -> str:
     """The run's table in Markdown, a row for each model, a column for each score and cost; and what its numbers are."""
     columns, most = list(results["teacher before"][0]["scores"]), results["teacher before"][0]["parameters"]
-    last = next(i for i, name in enumerate(columns) if name.split()[0] == columns[-1].split()[0])  # its first metric
-    of = {title: np.array([[*seed["scores"].values()] for seed in found]) for title, found in results.items()}
-    rows = [["model", *columns, f"difference ({columns[last]})", "parameters", "times smaller", "seconds", "peak MB"]]
+    main = f"{columns[-1].split()[0]} {task.metrics[0]}"  # the task's first metric, on its last split
+    rows = [["model", *columns, f"difference ({main})", "parameters", "times smaller", "seconds", "peak MB"]]
     rows.append(["---"] * len(rows[0]))
+    of = {name: {c: np.array([one["scores"][c] for one in found]) for c in columns} for name, found in results.items()}
     for title in sorted(results, key=lambda title: title.startswith("student")):
         rival = "student kd" if title.startswith("student") else title.split(" after")[0] + " before"
         differs, size = rival in results and rival != title, results[title][0]["parameters"]
+        difference = paired_difference(of[title][main], of[rival][main]) if differs else ""
+        rows.append([title, *map(spread, of[title].values()), difference, f"{size:,}", f"{most / size:.1f}"])
         costs = [np.mean([seed[cost] for seed in results[title]]) for cost in ("seconds", "peak_mb")]
-        rows.append([title, *map(spread, of[title].T)])  # of[title]: (seeds, columns)
-        rows[-1].append(paired_difference(of[title][:, last], of[rival][:, last]) if differs else "")
-        rows[-1] += [f"{size:,}", f"{most / size:.1f}", *("–" if math.isnan(cost) else f"{cost:.0f}" for cost in costs)]
+        rows[-1] += ["–" if math.isnan(cost) else f"{cost:.0f}" for cost in costs]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"""
 
 {task.name} ({task.data}): {len(task.train):,} training examples, {task.label_noise:.0%} mislabelled, \
 {len(task.quiz):,} in the quiz; {config.seeds} seed(s).
-Percent, after all epochs, {config.teacher_epochs} of the teacher, {config.warmup_epochs} + {config.epochs} of a student. \
-Difference: students to kd, teacher to what it was, paired by seed, with a 95% interval.
-"""
+Percent, after all epochs: {config.teacher_epochs} of a teacher, {config.warmup_epochs} + {config.epochs} of a student.
+Difference: students to kd, teacher to what it was, paired by seed, with a 95% interval.\n"""
 
 
 def plot_curves(config: Config, log: list[dict]):
-    """curves.png: mean dev score of the students, and of the teachers while taught; only where matplotlib is."""
-    if not importlib.util.find_spec("matplotlib"):
-        return
+    """curves.png: mean dev score of the students, and of the teachers while taught. Raises ImportError."""
     from matplotlib import pyplot
 
     curves = collections.defaultdict(list)  # {title: dev scores, seed after seed, epoch after epoch}
@@ -437,11 +414,10 @@ def run(config: Config, journal: dict | None = None) -> dict:
     if not journal:
         config = resolve(config)
         journal = {"config": dataclasses.asdict(config), "done": 0, "results": {}, "log": [], "under_way": None}
-        taken = os.path.exists(Path(config.out, "checkpoint.pt"))
-        expect(not taken, f"--out {config.out}: holds a run; expected a new one, or --resume {config.out}")
-        os.makedirs(config.out, exist_ok=True)
+        taken = Path(config.out, "checkpoint.pt")
+        expect(not taken.exists(), f"--out {config.out}: holds a run; expected a new one, or --resume {config.out}")
         save(config, journal)
-    out, task, context = Path(config.out), config.load(0), None
+    out, task, of_seed = Path(config.out), config.load(0), functools.lru_cache(1)(functools.partial(Seed, config))
     write_whole(out / "config.json", json.dumps(journal["config"], indent=2))
     banner = data.BUILTIN_BANNER.format(share=task.label_noise, task=data.TASKS[task.name].folder)
     print(banner if task.data == data.BUILTIN else f"data: {task.data}", *task.notes, sep="\nnote: ")
@@ -449,14 +425,14 @@ def run(config: Config, journal: dict | None = None) -> dict:
     names = dict.fromkeys([*list(config.sources(0))[1:], *config.methods.split(",")])
     try:
         for seed, name in list(itertools.product(range(config.seeds), names))[journal["done"] :]:
-            context = context if context and context.seed == seed else Seed(config, seed)
-            take(context, name, journal)
+            take(of_seed(seed), name, journal)
     except KeyboardInterrupt:
         print(f"\nstopped; to go on: python train.py --resume {out}", file=sys.stderr)
         sys.exit(130)
     text = table(config, task, journal["results"])
     write_whole(out / "table.md", text)
-    plot_curves(config, journal["log"])
+    with contextlib.suppress(ImportError):  # no matplotlib, no curves
+        plot_curves(config, journal["log"])
     print(f"\n{text}")
     return {"config": config, "out": out, "results": journal["results"], "table": text}
 
@@ -466,13 +442,13 @@ def predict_sentences(out: str, sentences):
     paths = sorted(Path(out, "seed0").glob("*.pt"), key=lambda p: ("student" in p.stem, "after" in p.stem, p))
     expect(paths, f"{out or '--out'}: expected a run with a trained model, found none; start one, or --resume it")
     trained = [(path.stem.replace("-", " "), *models.read_saved(path)) for path in paths]
-    expect(all(saved["tokenizer"] for _, _, saved in trained), f"{out}: expected a run on sentences, found one on pictures")
+    expect(all(saved["tokenizer"] for *_, saved in trained), f"{out}: expected a run on sentences, not on pictures")
     for sentence in map(str.strip, sentences):
         print(sentence)
-        text = tuple(sentence.split("\t", 1)) if "\t" in sentence else sentence
+        pair = tuple(sentence.split("\t", 1))
+        split = data.Split(np.fromiter([pair if len(pair) > 1 else sentence], object), None)
         for name, network, saved in trained:
-            example = data.encode(Tokenizer.from_str(saved["tokenizer"]), data.Split(np.fromiter([text], object), None))
-            logits = predict(network, example)[0]  # (K,)
+            logits = predict(network, data.encode(Tokenizer.from_str(saved["tokenizer"]), split))[0]  # (K,)
             p = metadistil.log_softmax(logits).exp()
             said = f"{saved['labels'][p.argmax()]:<10} {p.max():6.1%}" if saved["labels"] else f"{logits.item():.2f}"
             print(f"  {name:<26} {said}")
@@ -481,19 +457,19 @@ def predict_sentences(out: str, sentences):
 def parse(arguments: list[str] | None) -> dict:
     """What the command line gives: a flag for each field of Config, then --resume and --predict."""
     look = {"description": __doc__, "formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    flags, groups = argparse.ArgumentParser("train.py", **look, argument_default=argparse.SUPPRESS), {}
-    flags.epilog = "Five defaults are those of built-in sentences, files, pretrained models, built-in pictures, CIFAR-100."
+    flags = argparse.ArgumentParser("train.py", **look, argument_default=argparse.SUPPRESS)
+    flags.epilog = "Five defaults: of built-in sentences, files, pretrained models, built-in pictures, CIFAR-100."
     flags.error = lambda message: flags.exit(2, f"train.py: {message}\n")  # without the usage, one line
+    group = functools.cache(flags.add_argument_group)
     for field in dataclasses.fields(Config):
         name, text, valid, default = (field.metadata[key] for key in ("group", "help", "valid", "default"))
         text += f": {valid}" if isinstance(valid, str) else ""
         text += re.sub(r"[()']", "", f" [{default}]") if default not in (None, "", False) else ""
-        groups[name] = groups.get(name) or flags.add_argument_group(name)
         kind = {"action": "store_true"} if field.type is bool else {"type": field.type, "metavar": ""}
-        groups[name].add_argument("--" + field.name.replace("_", "-"), help=text, **kind)
+        group(name).add_argument("--" + field.name.replace("_", "-"), help=text, **kind)
     flags.add_argument("--resume", metavar="RUN", help="go on with a stopped run; it ends with the same numbers")
     text = "what each model of the run in --out says of a sentence; without one, of every line of the input"
-    flags.add_argument("--predict", metavar="SENTENCE", nargs="?", const=None, help=text)
+    flags.add_argument("--predict", metavar="SENTENCE", nargs="?", help=text)
     return vars(flags.parse_args(arguments))
 
 
@@ -504,11 +480,11 @@ def main(arguments: list[str] | None = None):
         if "predict" in given:
             predict_sentences(given.get("out", ""), [given["predict"]] if given["predict"] else sys.stdin)
         elif "resume" in given:
-            expect(len(given) == 1, f"--resume {given['resume']}: expected no other flag, for the run there has its own")
+            expect(len(given) == 1, f"--resume {given['resume']}: expected no other flag, the run has its own")
             run(*read_journal(given["resume"]))
         else:
             if given.get("data", data.BUILTIN) != data.BUILTIN:
-                given["data"] = os.path.abspath(given["data"])  # a directory that was asked for: nothing takes its place
+                given["data"] = os.path.abspath(given["data"])  # asked for: nothing takes its place
             run(Config(**given))
     except (InputError, models.CheckpointError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
