@@ -157,7 +157,6 @@ RESNETS |= {f"resnet{depth}x4": ResNetConfig(depth, (32, 64, 128, 256)) for dept
 
 
 def _convolution(C: int, C_out: int, size: int, stride: int = 1) -> nn.Sequential:
-    """A convolution and its BatchNorm."""
     convolution = nn.Conv2d(C, C_out, size, stride, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(convolution, nn.BatchNorm2d(C_out))
