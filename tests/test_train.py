@@ -531,6 +531,16 @@ def test_teacher_and_student_see_the_same_crops_and_the_quiz_has_none(pictures):
     assert torch.equal(plain["student"]["images"], data.encode(None, context.task.train[rows]).batch(rows)[0]["images"])
 
 
+def test_a_quiz_is_sat_on_whole_pictures(pictures, monkeypatch):
+    context, seen = train.Seed(pictures[1]["config"], 0), {}
+    monkeypatch.setattr(metadistil, "metadistil_step", lambda *given, **_: seen.update(batch=given[2], quiz=given[3]) or [0])
+    train.stage(context, "metadistil")[3](7, None)  # the first step after the warm-up
+    whole = data.encode(None, context.task.quiz).batch(np.arange(len(context.task.quiz)))[0]["images"]
+    among = lambda images: [any(torch.equal(one, other) for other in whole) for one in images]  # noqa: E731
+    assert len(seen["quiz"][1]) == 16 and all(among(seen["quiz"][0]["student"]["images"]))
+    assert not any(among(seen["batch"][0]["student"]["images"]))
+
+
 def test_a_taught_teacher_teaches_another_student_as_it_is(pictures, tmp_path):
     """Static, cross: a teacher saved by one run, frozen in another."""
     folder, finished = pictures
