@@ -45,16 +45,16 @@ class Config:
     teacher_epochs: int = option("training", "epochs of the teacher's own training", COUNT, (40, 3, 2, 8, 8))
     warmup_epochs: int = option("training", "epochs of each student on labels alone", NOT_NEGATIVE, (5, 1, 1, 1, 1))
     epochs: int = option("training", "epochs of each student after that", COUNT, (50, 2, 1, 5, 4))
-    batch_size: int = option("training", "training examples a step", COUNT, (128, 64, 64, 32, 128))
+    batch_size: int = option("training", "training examples a step", COUNT, (128, 64, 64, 64, 128))
     finetune_lr: float = option("training", "rate of the teacher's training", POSITIVE, (5e-4, 5e-4, 7e-5, 0.1, 0.1))
-    student_lr: float = option("training", "rate of the students", POSITIVE, (2e-3, 5e-4, 7e-5, 0.1, 0.1))
+    student_lr: float = option("training", "rate of the students", POSITIVE, (2e-3, 5e-4, 7e-5, 0.2, 0.1))
     alpha: float = option("distillation", "α, weight of the soft term", SHARE, (0.9, 0.5, 0.5, 0.9, 0.9))
     temperature: float = option("distillation", "T, the logits' divisor", POSITIVE, (2.0, 2.0, 2.0, 4.0, 4.0))
     beta: float = option("distillation", "β, the weight of the hidden states in pkd", NOT_NEGATIVE, 100.0)
     pkd_layers: str = option("distillation", "the teacher's layers for pkd", "skip|last", "skip")
     pilot_lr: float = option("distillation", "λ, the step of the pilot update", POSITIVE, (0.1, 0.02, 0.02, 0.02, 0.02))
     teacher_lr: float = option("distillation", "μ, rate of the meta update", POSITIVE, (5e-4, 1e-5, 1e-6, 2e-4, 2e-4))
-    quiz_batch_size: int = option("distillation", "quiz examples a step, even by class", COUNT, (200, 64, 64, 32, 128))
+    quiz_batch_size: int = option("distillation", "quiz examples a step, even by class", COUNT, (200, 64, 64, 64, 128))
     meta_grad: str = option("distillation", "way to the meta-gradient", MODES, (*["second_order"] * 3, "jvp", "jvp"))
     meta_every: int = option("distillation", "the teacher learns at every K-th step", COUNT, (1, 1, 1, 4, 4))
     no_pilot: bool = option("distillation", "ablation: the student keeps the pilot's update", None, False)
@@ -406,6 +406,7 @@ def plot_curves(config: Config, log: list[dict]):
     axes.set(xlabel="epoch", ylabel="dev score (%), mean over seeds")
     axes.legend(frameon=False)
     figure.savefig(Path(config.out, "curves.png"), dpi=150, bbox_inches="tight")
+    pyplot.close(figure)
 
 
 def run(config: Config, journal: dict | None = None) -> dict:
