@@ -108,9 +108,8 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_numbers(finished
     assert_same_numbers(finished["out"], out), delays
 
 
-@pytest.mark.parametrize("stop_at", [2, 10, 14, 22])
-def test_stopped_between_two_steps(tmp_path, monkeypatch, stop_at, finished):
-    """Ctrl-C says how to go on, and nothing is lost but the time."""
+def press_ctrl_c(monkeypatch, stop_at):
+    """Interrupt the run right after its checkpoint of that number."""
     saved, save = [], train.save
 
     def save_then_stop(config, journal):
@@ -120,6 +119,12 @@ def test_stopped_between_two_steps(tmp_path, monkeypatch, stop_at, finished):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "save", save_then_stop)
+
+
+@pytest.mark.parametrize("stop_at", [2, 10, 14, 22])
+def test_stopped_between_two_steps(tmp_path, monkeypatch, stop_at, finished):
+    """Ctrl-C says how to go on, and nothing is lost but the time."""
+    press_ctrl_c(monkeypatch, stop_at)
     with pytest.raises(SystemExit) as stop:
         train.run(small(tmp_path / "stopped", seeds=2, checkpoint_seconds=0.0))
     assert stop.value.code == 130
@@ -497,15 +502,8 @@ def test_a_run_on_pictures_leaves_what_it_promises(pictures, capsys):
 
 @pytest.mark.parametrize("stop_at", [2, 6])
 def test_a_run_on_pictures_stopped_and_resumed_ends_with_the_same_numbers(pictures, tmp_path, monkeypatch, stop_at):
-    (folder, finished), saved, save = pictures, [], train.save
-
-    def save_then_stop(config, journal):
-        save(config, journal)
-        saved.append(journal)
-        if len(saved) == stop_at:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "save", save_then_stop)
+    folder, finished = pictures
+    press_ctrl_c(monkeypatch, stop_at)
     with pytest.raises(SystemExit):
         train.run(small_pictures(folder, tmp_path / "stopped", seeds=2, checkpoint_seconds=0.0))
     monkeypatch.undo()
