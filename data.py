@@ -139,7 +139,7 @@ def load_task(name, data=DEFAULT_DATA, quiz_size=None, seed=0, *, train_size=Non
     return Task(name, data, labels, len(labels) or 1, files.metrics, **splits, label_noise=noise, notes=notes)
 
 
-def carve(train, quiz_size: int, train_size: int | None, seed: int) -> tuple:
+def carve(train: Split, quiz_size: int, train_size: int | None, seed: int) -> tuple[Split, Split]:
     """Split the training file into train and quiz, or dev, by a seeded shuffle.
     What stands there twice never goes to the quiz, so the two share nothing."""
     count = collections.Counter(train.texts)
@@ -324,7 +324,7 @@ def encode(tokenizer: Tokenizer | None, split: Split, max_length: int = MAX_LENG
     Unknown labels become 0."""
     labels = np.zeros(len(split), int) if split.labels is None else split.labels
     if tokenizer is None:
-        return Encoded({"images": torch.from_numpy(split.examples).to(device)}, np.full(len(split), 3), labels)
+        return Encoded({"images": torch.from_numpy(split.images).to(device)}, np.full(len(split), 3), labels)
     tokenizer.enable_truncation(min(max_length, MAX_LENGTH))
     tokenizer.enable_padding()
     found, inputs = tokenizer.encode_batch(split.texts), {}

@@ -53,8 +53,8 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, alph
     if student_logits.shape != teacher_logits.shape or not 0 <= alpha <= 1 or not temperature > 0:
         found = f"{tuple(student_logits.shape)}, {tuple(teacher_logits.shape)}, {alpha=}, {temperature=}"
         raise ValueError(f"expected logits of one shape, alpha in [0, 1], temperature above 0; found {found}")
-    squared = (student_logits - teacher_logits).square().mean()
-    soft = squared if labels.is_floating_point() else soft_loss(student_logits, teacher_logits, temperature)
+    logits = student_logits, teacher_logits
+    soft = F.mse_loss(*logits) if labels.is_floating_point() else soft_loss(*logits, temperature)
     return alpha * soft + (1 - alpha) * hard_loss(student_logits, labels)
 
 
