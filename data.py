@@ -6,6 +6,7 @@ Everything random is a function of a seed.
 """
 
 import collections, hashlib, json, os, re, shutil, sys, tarfile, tempfile, typing, urllib.request
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def expect(condition, message: str):
         raise InputError(message)
 
 
-@dataclass
+@dataclass(eq=False)
 class Split:
     """Examples, and labels where known."""
 
@@ -289,24 +290,29 @@ def read_tokenizer(directory: str) -> Tokenizer:
         raise InputError(f"{folder}: expected tokenizer.json, vocab.txt or vocab.json, merges.txt ({error})") from None
 
 
-class Encoded(typing.NamedTuple):
-    """A split as a network reads it: in the ids of one vocabulary, padded on the right; or pictures, as they are."""
+@dataclass(eq=False)
+class Encoded:
+    """A split as a network reads it: in the ids of one vocabulary, one sentence after the other; or pictures."""
 
-    inputs: dict[str, torch.Tensor]  # input_ids, attention_mask, token_type_ids: (N, T); or images: (N, 3, 32, 32)
-    lengths: np.ndarray  # (N,) real tokens of each; of pictures the 3 channels
+    inputs: dict[str, torch.Tensor]  # input_ids, token_type_ids: (all tokens + 1,), the last 0; or images (N, 3, 32, 32)
+    lengths: np.ndarray  # (N,) tokens of each; of pictures 1
     labels: np.ndarray  # (N,)
+    starts: np.ndarray  # (N,) where each begins
 
     def batch(self, rows: np.ndarray, crop=None) -> tuple[dict, torch.Tensor]:
-        """(inputs, labels) of the rows, on the inputs' device: (B, T), padded to the longest of them, and (B,).
+        """(inputs, labels) of the rows, on the inputs' device: (B, T), padded to the longest of them by 0, and (B,).
         Pictures (B, 3, 32, 32) are normalised, channels last in memory; with a seed as `crop` each is first cut out
         of itself framed by 4 black pixels, at random, in its own size, and half of them are mirrored."""
-        longest = self.lengths[rows].max()
-        inputs = {name: whole[torch.from_numpy(rows).to(whole.device), :longest] for name, whole in self.inputs.items()}
-        if "images" in inputs:
-            images = inputs["images"] if crop is None else crop_and_mirror(inputs["images"], crop)
-            mean, deviation = torch.tensor(PIXELS, device=images.device)[:, :, None, None]  # (3, 1, 1) each
-            inputs["images"] = ((images / 255 - mean) / deviation).contiguous(memory_format=torch.channels_last)
-        return inputs, torch.from_numpy(self.labels[rows]).to(next(iter(inputs.values())).device)
+        token, device = np.arange(self.lengths[rows].max()), next(iter(self.inputs.values())).device
+        real = token < self.lengths[rows, None]  # (B, T)
+        places = torch.from_numpy(np.where(real, self.starts[rows, None] + token, -1)).to(device)
+        inputs, labels = {n: x[places] for n, x in self.inputs.items()}, torch.from_numpy(self.labels[rows]).to(device)
+        if "images" not in inputs:
+            return inputs | {"attention_mask": torch.from_numpy(real).to(device)}, labels
+        images = inputs["images"][:, 0]  # a picture is its only token
+        images = images if crop is None else crop_and_mirror(images, crop)
+        mean, deviation = torch.tensor(PIXELS, device=device)[:, :, None, None]  # (3, 1, 1) each
+        return {"images": ((images / 255 - mean) / deviation).contiguous(memory_format=torch.channels_last)}, labels
 
 
 def crop_and_mirror(images: torch.Tensor, seed) -> torch.Tensor:
@@ -324,13 +330,20 @@ def encode(tokenizer: Tokenizer | None, split: Split, max_length: int = MAX_LENG
     Unknown labels become 0."""
     labels = np.zeros(len(split), int) if split.labels is None else split.labels
     if tokenizer is None:
-        return Encoded({"images": torch.from_numpy(split.images).to(device)}, np.full(len(split), 3), labels)
-    tokenizer.enable_truncation(min(max_length, MAX_LENGTH))
-    tokenizer.enable_padding()
-    found, inputs = tokenizer.encode_batch(split.texts), {}
-    for ours, name in {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}.items():
-        inputs[ours] = torch.from_numpy(np.array([getattr(one, name) for one in found], np.int32)).to(device)  # (N, T)
-    return Encoded(inputs, inputs["attention_mask"].sum(dim=1).numpy(force=True), labels)
+        inputs, lengths = {"images": split.images}, np.ones(len(split), int)
+    else:
+        tokenizer.enable_truncation(min(max_length, MAX_LENGTH))
+        tokenizer.no_padding()
+        ids, types, lengths, texts = array("i"), array("i"), array("q"), split.texts
+        for first in range(0, len(texts), 10_000):  # an encoding holds much more than its ids
+            for one in tokenizer.encode_batch_fast(texts[first : first + 10_000]):
+                ids.extend(one.ids)
+                types.extend(one.type_ids)
+                lengths.append(len(one))
+        ids.append(0), types.append(0)
+        inputs, lengths = {"input_ids": np.array(ids), "token_type_ids": np.array(types)}, np.array(lengths)
+    inputs = {name: torch.from_numpy(whole).to(device) for name, whole in inputs.items()}
+    return Encoded(inputs, lengths, labels, np.cumsum(lengths) - lengths)
 
 
 def batches_of(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

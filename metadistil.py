@@ -167,40 +167,60 @@ class MetaGradient(NamedTuple):
     theta_S_prime: dict[str, Tensor]  # by parameter name, without its graph
 
 
-def meta_gradient(student, teachers, batch, quiz, *, pilot_lr, mode="second_order", trace=None, **soft) -> MetaGradient:
+def meta_gradient(
+    student, teachers, batch, quiz, *, pilot_lr, mode="second_order", micro_batch=None, trace=None, **soft
+) -> MetaGradient:
     """∇_{θ_T} L_q(θ′_S(θ_T)) = −λ (∂²L_S / ∂θ_T ∂θ_S) v, with v = ∇_{θ′_S} L_q.
     `mode` says how the mixed second derivative is contracted with v: "second_order" through the graph of the pilot
     gradient; "jvp", as exact, and "finite_difference", approximate, through ż_S = J_S v, for the teacher enters L_S by
-    its outputs alone: ⟨v, ∇_{θ_S} L_S⟩ = ⟨ż_S, ∂L_S/∂z_S⟩. Teachers are put in eval mode; no parameter, buffer or
-    `.grad` changes. A parameter that requires no gradient gets a zero. A dict passed as `trace` is filled with every
-    intermediate derivative. Raises ValueError on an unknown mode."""
+    its outputs alone: ⟨v, ∇_{θ_S} L_S⟩ = ⟨ż_S, ∂L_S/∂z_S⟩. For `micro_batch` see `teacher_gradient`. Teachers are put
+    in eval mode; no parameter, buffer or `.grad` changes. A dict passed as `trace` is filled with every intermediate
+    derivative. Raises ValueError on an unknown mode."""
     if mode not in MODES:
         raise ValueError(f"expected a meta-gradient mode of {MODES}, not {mode!r}")
-    exact_graph = mode == "second_order"
-    z_T = teach(teachers, batch[0])  # with its graph back to theta_T
-    z_T_seen = z_T if exact_graph else tuple(part.detach() for part in z_T)
-    theta_S_prime = pilot_update(student, batch, z_T_seen, pilot_lr, create_graph=exact_graph, trace=trace, **soft)
+    with torch.set_grad_enabled(not micro_batch):
+        z_T = teach(teachers, batch[0])
+    leaves = tuple(part.detach().requires_grad_() for part in z_T)  # the student sees no further than this
+    graph = mode == "second_order"
+    theta_S_prime = pilot_update(student, batch, leaves, pilot_lr, create_graph=graph, trace=trace, **soft)
     quiz_loss, v = quiz_gradient(student, theta_S_prime, quiz)
-    if exact_graph:
+    if mode == "second_order":
         outputs, cotangents = list(theta_S_prime.values()), list(v.values())
     else:
         z_S, z_S_dot = student_tangent(student, batch[0], v, mode)
-        leaves = [part.requires_grad_() for part in z_S]
+        z_S, cotangents = [part.requires_grad_() for part in z_S], [-pilot_lr * part for part in z_S_dot]
         # What is left of the second order lives in the loss head, on tensors of shape (B, K).
-        outputs = torch.autograd.grad(inner_loss(leaves, z_T, batch[1], **soft), leaves, create_graph=True)
-        cotangents = [-pilot_lr * part for part in z_S_dot]
+        outputs = torch.autograd.grad(inner_loss(z_S, leaves, batch[1], **soft), z_S, create_graph=True)
         record(trace, student_logits_dot=z_S_dot[0])
-    theta_T = parameters_of(teachers)
-    learning = [theta for theta in theta_T if theta.requires_grad]
-    found = iter(torch.autograd.grad(outputs, learning, cotangents, materialize_grads=True) if learning else ())
-    grads = [next(found) if theta.requires_grad else torch.zeros_like(theta) for theta in theta_T]
+    told = torch.autograd.grad(outputs, leaves, cotangents, materialize_grads=True)  # ∂L_q/∂z_T, (B, K)
     theta_S_prime = {name: theta.detach() for name, theta in theta_S_prime.items()}
+    grads = teacher_gradient(teachers, batch[0], z_T, told, micro_batch)
     if trace is not None:
         before, _ = quiz_gradient(student, dict(student.named_parameters()), quiz)
         names = [f"{i}.{name}" for i, teacher in enumerate(teachers) for name, _ in teacher.named_parameters()]
         record(trace, teacher_logits=z_T[0], theta_S_prime=theta_S_prime, v=v, meta_gradient=dict(zip(names, grads)))
-        record(trace, quiz_loss_before=before, quiz_loss_after=quiz_loss)
+        record(trace, quiz_loss_before=before, quiz_loss_after=quiz_loss, teacher_logits_gradient=told[0])
     return MetaGradient(quiz_loss, grads, theta_S_prime)
+
+
+def teacher_gradient(teachers, inputs, z_T, told, micro_batch=None) -> list[Tensor]:
+    """∇_{θ_T} L_q of what the teachers are told, ∂L_q/∂z_T (B, K): one ordinary backward pass from their outputs z_T.
+    It is a sum over examples. With `micro_batch` it is had by so many examples at a time, through a forward pass of
+    their own, and z_T needs no graph. A parameter that requires no gradient gets a zero."""
+    theta_T, B = parameters_of(teachers), len(z_T[0])
+    learning, total = [theta for theta in theta_T if theta.requires_grad], None
+    for first in range(0, B, micro_batch or B) if learning else ():
+        rows = slice(first, first + (micro_batch or B))
+        outputs = teach(teachers, rows_of(inputs, rows)) if micro_batch else z_T
+        found = torch.autograd.grad(outputs, learning, [part[rows] for part in told], materialize_grads=True)
+        total = list(map(torch.add, total, found)) if total else found
+    total = iter(total or ())
+    return [next(total) if theta.requires_grad else torch.zeros_like(theta) for theta in theta_T]
+
+
+def rows_of(inputs, rows: slice):
+    """Those rows of every tensor of `inputs`: a tensor, or a dict of inputs."""
+    return {n: rows_of(part, rows) for n, part in inputs.items()} if isinstance(inputs, dict) else inputs[rows]
 
 
 def quiz_gradient(student, theta_S_prime, quiz) -> tuple[Tensor, dict[str, Tensor]]:
@@ -213,8 +233,8 @@ def quiz_gradient(student, theta_S_prime, quiz) -> tuple[Tensor, dict[str, Tenso
 
 
 def student_tangent(student, inputs, v, mode="jvp") -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """z_S and ż_S = J_S v: the student's outputs, and how they move when θ_S moves along v.
-    By one forward-mode product ("jvp"), or by central differences ("finite_difference"), the step scaled by 1/‖v‖."""
+    """z_S and ż_S = J_S v: the student's outputs, and how they move when θ_S moves along v. By one forward-mode product
+    ("jvp"), or as mean and difference of two points ("finite_difference") a step scaled by 1/‖v‖ to either side."""
     theta_S = {name: p.detach() for name, p in student.named_parameters() if name in v}
     with without_dropout(student), torch.no_grad():
         if mode == "jvp":
@@ -223,9 +243,9 @@ def student_tangent(student, inputs, v, mode="jvp") -> tuple[tuple[Tensor, ...],
         limits = torch.finfo(norm.dtype)
         # The cube root balances rounding (grows as 1/ε) against curvature (grows as ε²); 0.2 was measured best.
         epsilon = 0.2 * limits.eps ** (1 / 3) / norm.clamp_min(limits.tiny)
-        moved = ({name: theta_S[name] + step * v[name] for name in v} for step in (-epsilon, 0, epsilon))
-        behind, z_S, ahead = (forward(student, inputs, theta) for theta in moved)
-        return z_S, tuple((front - back) / (2 * epsilon) for front, back in zip(ahead, behind))
+        moved = ({name: theta_S[name] + step * v[name] for name in v} for step in (-epsilon, epsilon))
+        ends = list(zip(*(forward(student, inputs, theta) for theta in moved)))
+        return tuple((b + a) / 2 for b, a in ends), tuple((a - b) / (2 * epsilon) for b, a in ends)
 
 
 def parameters_of(teachers) -> list[Tensor]:

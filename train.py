@@ -56,11 +56,13 @@ class Config:
     teacher_lr: float = option("distillation", "μ, rate of the meta update", POSITIVE, (5e-4, 1e-5, 1e-6, 2e-4, 2e-4))
     quiz_batch_size: int = option("distillation", "quiz examples a step, even by class", COUNT, (200, 64, 64, 64, 128))
     meta_grad: str = option("distillation", "way to the meta-gradient", MODES, (*["second_order"] * 3, "jvp", "jvp"))
+    micro_batch: int = option("distillation", "examples at a time in the teacher's backward pass [all]", COUNT)
     meta_every: int = option("distillation", "the teacher learns at every K-th step", COUNT, (1, 1, 1, 4, 4))
     no_pilot: bool = option("distillation", "ablation: the student keeps the pilot's update", None, False)
     freeze_teacher: bool = option("distillation", "ablation: the teacher hears the quiz and stays", None, False)
     seeds: int = option("run", "do everything with seeds 0 to N-1", COUNT, 1)
     device: str = option("run", "auto: cuda where there is one", "|".join(DEVICES), "auto")
+    precision: str = option("run", "of products; auto: bf16 where the hardware has it", "fp32|bf16|auto", "fp32")
     out: str = option("run", "the run's directory [a new one under runs/]", None, "")
     log_every: int = option("run", "steps between two lines of metrics.jsonl", COUNT, 50)
     checkpoint_seconds: float = option("run", "seconds between two checkpoints", NOT_NEGATIVE, 60.0)
@@ -95,12 +97,17 @@ def resolve(config: Config) -> Config:
     kind = 3 + files if pictures else 2 if pretrained else int(files)
     config = dataclasses.replace(config, data=task.data, quiz_size=len(task.quiz), label_noise=task.label_noise)
     config.device = DEVICES[-1] if config.device == "auto" else config.device
+    able = [n for n, found in torch.cpu.get_capabilities().items() if found and n.endswith("bf16")]
+    able = torch.cuda.is_bf16_supported(including_emulation=False) if config.device == "cuda" else able
+    config.precision = ("bf16" if able else "fp32") if config.precision == "auto" else config.precision
     names = (f"runs/{task.name}-{'files' if files else 'builtin'}{f'-{n}' * (n > 1)}" for n in itertools.count(1))
     config.out = config.out or next(name for name in names if not os.path.exists(name))
     for field in dataclasses.fields(config):
         if getattr(config, field.name) is None and isinstance(field.metadata["default"], tuple):
             setattr(config, field.name, field.metadata["default"][kind])
     expect(not config.student_layers or os.path.isdir(config.student), "--student-layers: expected a checkpoint")
+    unfit = config.precision == "bf16" and config.meta_grad == "finite_difference"
+    expect(not unfit, "--precision bf16: expected another --meta-grad, it rounds finite differences away")
     expect(not (pictures and config.noise), "--noise: expected a task of sentences")
     shapes = {source: models.shape_of(source) for source in config.sources(0).values()}
     for source, shape in shapes.items():
@@ -179,6 +186,20 @@ def predict(model: torch.nn.Module, examples: data.Encoded) -> torch.Tensor:
     return torch.cat(logits)[np.argsort(rows)]
 
 
+def reader(model: torch.nn.Module, role: str, precision: str) -> torch.nn.Module:
+    """The model, so that it picks its own inputs out of a batch {role: inputs}, each role reading its own vocabulary.
+    Precision "bf16": its products in bfloat16; its parameters and all that comes out of it stay in float32."""
+    kind = next(model.parameters()).device.type
+    run = torch.autocast(kind, torch.bfloat16, precision == "bf16", cache_enabled=False)(model.forward)
+
+    def forward(**inputs):
+        outputs = run(**inputs.get(role, inputs))
+        return tuple(map(torch.Tensor.float, outputs)) if isinstance(outputs, tuple) else outputs.float()
+
+    model.role, model.forward = role, forward
+    return model
+
+
 class Seed:
     """One seed's splits as each role reads them, {role: {split: Encoded}}, and how its models begin."""
 
@@ -190,32 +211,31 @@ class Seed:
         splits = {name: split for name, split in splits.items() if split and split.labels is not None}
         self.steps_per_epoch = -(-len(splits["train+quiz"]) // config.batch_size)
         own = data.train_tokenizer(splits["train+quiz"].texts) if {*models.PRESETS} & {*self.sources.values()} else None
+        encode = functools.cache(data.encode)  # roles of one vocabulary share what they read
         for role, source in reversed(self.sources.items()):  # the student last: its noise is its own
             fresh = source in models.PRESETS or self.task.name == "cifar100"
             longest = getattr(models.shape_of(source), "longest", data.MAX_LENGTH)
             tokenizer = self.tokenizers[role] = own if fresh else data.read_tokenizer(source)
             if role == "student" and config.noise:
                 splits |= {"train+quiz": data.noisy(self.task.train, config.noise, seed) + self.task.quiz}
-            self.read[role] = {n: data.encode(tokenizer, split, longest, config.device) for n, split in splits.items()}
+            self.read[role] = {n: encode(tokenizer, split, longest, config.device) for n, split in splits.items()}
 
     def batch(self, rows: np.ndarray, step: int | None = None) -> tuple[dict, torch.Tensor]:
         """Rows of train and quiz as each role reads them, {role: inputs}, and their labels (B,).
         With a step pictures are cropped and mirrored, alike for every role, as seed and step have it."""
         crop = None if step is None else [self.seed, 7, step]
-        found = {role: splits["train+quiz"].batch(rows, crop) for role, splits in self.read.items()}
+        read = functools.cache(lambda split: split.batch(rows, crop))
+        found = {role: read(splits["train+quiz"]) for role, splits in self.read.items()}
         return {role: inputs for role, (inputs, _) in found.items()}, found["student"][1]
 
     def model(self, role: str, saved: str = "") -> torch.nn.Module:
-        """The role's model: with the same initial weights at every call, or as a finished stage saved it.
-        Out of a batch {role: inputs} it picks its own, so that each reads its own vocabulary, always."""
+        """The role's model: with the same initial weights at every call, or as a finished stage saved it."""
         torch.manual_seed(2 * self.seed + list(self.sources).index(role))
         source = str(self.folder / f"{saved}.pt") if saved else self.sources[role]
         vocab_size = self.tokenizers[role].get_vocab_size() if self.tokenizers[role] else None
         layers = self.config.layers() if role == "student" else None
         model = models.build(source, self.task.num_labels, self.config.dropout, vocab_size, layers)
-        model.role = role
-        model.register_forward_pre_hook(lambda _, args, read: (args, read.get(role, read)), with_kwargs=True)
-        return model.to(self.config.device, memory_format=torch.channels_last)
+        return reader(model.to(self.config.device, memory_format=torch.channels_last), role, self.config.precision)
 
     def scores(self, model: torch.nn.Module, *splits: str) -> dict[str, float]:
         """{"dev accuracy": 0.81, ...}: the task's metrics on those of the splits that have labels."""
@@ -263,7 +283,7 @@ def stage(context: Seed, name: str) -> tuple:
     lengths = both.lengths[:n] if meta and not config.freeze_teacher else both.lengths
     batches = functools.lru_cache(1)(functools.partial(data.batches_of, lengths, config.batch_size, context.seed))
     soft = {"alpha": config.alpha, "temperature": config.temperature, "beta": config.beta}
-    settings = soft | {"pilot_lr": config.pilot_lr, "mode": config.meta_grad, "keep_pilot": config.no_pilot}
+    settings = soft | {"pilot_lr": config.pilot_lr, "mode": config.meta_grad, "micro_batch": config.micro_batch}
     total, warmup = epochs * context.steps_per_epoch, warmup * context.steps_per_epoch
 
     def step(k: int, trace: dict | None) -> torch.Tensor:
@@ -274,7 +294,7 @@ def stage(context: Seed, name: str) -> tuple:
             return metadistil.real_update(model, teachers if k >= warmup else [], batch, optimizers[0], **soft)
         set_rate(optimizers[1], config.teacher_lr, k - warmup, total - warmup)
         quiz = context.batch(n + data.sample_quiz(both.labels[n:], config.quiz_batch_size, context.seed, k))
-        return metadistil.metadistil_step(model, teachers, batch, quiz, *optimizers, trace=trace, **settings)[0]
+        return metadistil.metadistil_step(model, teachers, batch, quiz, *optimizers, config.no_pilot, trace=trace, **settings)[0]
 
     return learners, optimizers, total, step
 
@@ -422,7 +442,7 @@ def run(config: Config, journal: dict | None = None) -> dict:
     write_whole(out / "config.json", json.dumps(journal["config"], indent=2))
     banner = data.BUILTIN_BANNER.format(share=task.label_noise, task=data.TASKS[task.name].folder)
     print(banner if task.data == data.BUILTIN else f"data: {task.data}", *task.notes, sep="\nnote: ")
-    print(f"{config.device}, {torch.get_num_threads()} threads; everything is written to {out}/")
+    print(f"{config.device}, {torch.get_num_threads()} threads, {config.precision}; everything is written to {out}/")
     names = dict.fromkeys([*list(config.sources(0))[1:], *config.methods.split(",")])
     try:
         for seed, name in list(itertools.product(range(config.seeds), names))[journal["done"] :]:

@@ -216,6 +216,32 @@ def test_meta_gradient_equals_central_differences_over_teacher_parameters(case, 
     assert relative_difference(found, expected) < 1e-6
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", [encoder_case, image_case, resnet_case])
+@pytest.mark.parametrize("micro_batch", [1, 3, 1000])
+def test_micro_batches_change_no_gradient_and_bound_what_is_alive(case, mode, micro_batch):
+    student, teachers, batch, quiz = case(torch.float32)
+    whole = meta_gradient(student, teachers, batch, quiz, mode=mode, **SETTINGS)
+    seen, size = [], lambda logits: len(logits) if torch.is_grad_enabled() else 0
+    for teacher in teachers:
+        teacher.register_forward_hook(lambda _, __, logits: seen.append(size(logits)))
+    sliced = meta_gradient(student, teachers, batch, quiz, mode=mode, micro_batch=micro_batch, **SETTINGS)
+    assert relative_difference(sliced.grads, whole.grads) < 1e-6
+    assert max(seen) == min(micro_batch, len(batch[1])) and sum(seen) == len(batch[1]) * len(teachers)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_the_teacher_is_told_is_the_gradient_in_its_logits(mode):
+    """For kd_loss it is (λ α / B) softmax(z_T/T) (ż_S − Σ softmax(z_T/T) ż_S), see README."""
+    student, teachers, batch, quiz = encoder_case(torch.float64)
+    meta_gradient(student, teachers, batch, quiz, mode=mode, trace=(trace := {}), **SETTINGS)
+    _, z_S_dot = metadistil.student_tangent(student, batch[0], trace["v"])
+    alpha, T = SETTINGS["alpha"], SETTINGS["temperature"]
+    p_T = (trace["teacher_logits"] / T).softmax(-1)
+    expected = SETTINGS["pilot_lr"] * alpha * p_T * (z_S_dot[0] - (p_T * z_S_dot[0]).sum(-1, keepdim=True)) / len(p_T)
+    assert relative_difference([trace["teacher_logits_gradient"]], [expected]) < (1e-4 if mode == MODES[2] else 1e-12)
+
+
 def test_the_oracle_sees_a_first_order_shortcut():
     """Dropping create_graph must not pass for a meta-gradient: it has none to give."""
     student, teachers, batch, _ = encoder_case(torch.float64)

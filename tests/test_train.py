@@ -1,5 +1,6 @@
 """The main job: same numbers, fair comparisons, errors in one line."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -168,7 +169,8 @@ def test_labels_and_steps_are_shared_fairly(tmp_path, monkeypatch):
         texts[method], asked = rows(seen["batches"][teacher_steps:]), rows(seen["quizzes"])
         seen = {"batches": [], "quizzes": []}
     context = train.Seed(finished["config"], 0)
-    ids, n = context.read["student"]["train+quiz"].inputs["input_ids"], len(context.task.train)
+    n = len(context.task.train)
+    ids = context.read["student"]["train+quiz"].batch(np.arange(n + len(context.task.quiz)))[0]["input_ids"]
     train_rows, quiz_rows = rows([ids[:n]]), rows([ids[n:]])
     assert steps == {"finetune": 15, "kd": 15, "metadistil": 15}
     assert texts["finetune"] == texts["kd"] == train_rows | quiz_rows
@@ -446,14 +448,13 @@ def test_ablations_take_the_steps_they_say(tmp_path, monkeypatch, flag, calls):
 def test_word_noise_is_for_the_training_sentences_of_the_student_alone(tmp_path):
     context = train.Seed(train.resolve(small(tmp_path, noise=1.0)), 0)
     n = len(context.task.train)
-    clean = data.encode(context.tokenizers["teacher"], context.task.train + context.task.quiz)
+    rows = lambda split: [split.batch(np.array([row]))[0]["input_ids"][0].tolist() for row in range(len(split.lengths))]  # noqa: E731
+    clean = rows(data.encode(context.tokenizers["teacher"], context.task.train + context.task.quiz))
     for role in ("student", "teacher"):
-        read = context.read[role]
-        same = [np.array_equal(*(ids[ids != 0] for ids in (a, b)))
-                for a, b in zip(read["train+quiz"].inputs["input_ids"], clean.inputs["input_ids"])]  # fmt: skip
+        same = [a == b for a, b in zip(rows(context.read[role]["train+quiz"]), clean)]
         assert all(same[n:]) and all(same[:n]) == (role == "teacher") and any(same[:n]) == (role == "teacher")
-    dev = data.encode(context.tokenizers["student"], context.task.dev)
-    assert np.array_equal(context.read["student"]["dev"].inputs["input_ids"], dev.inputs["input_ids"])
+    dev = rows(data.encode(context.tokenizers["student"], context.task.dev))
+    assert rows(context.read["student"]["dev"]) == dev
 
 
 @pytest.mark.parametrize("name, columns", [
@@ -579,3 +580,33 @@ def test_a_saved_teacher_of_other_classes_is_refused(pictures, tmp_path):
     train.write_whole(tmp_path / "ten.pt", {"config": dataclasses.asdict(model.config), "weights": model.state_dict()})
     with pytest.raises(train.InputError, match="ten.pt: expected a network for cifar100, of 100 classes"):
         train.run(small_pictures(pictures[0], tmp_path / "run", teacher=str(tmp_path / "ten.pt")))
+
+
+# ---------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize("mode", ["second_order", "jvp"])
+def test_bfloat16_multiplies_in_bfloat16_and_keeps_parameters_losses_and_meta_gradient_in_float32(mode):
+    torch.manual_seed(0)
+    config = models.EncoderConfig(vocab_size=50, hidden=64, layers=2, heads=2, intermediate=128, max_positions=16)
+    networks = {role: shaken(models.Encoder(config)) for role in ("student", "teacher")}
+    ids = {role: {"input_ids": torch.randint(50, (16, 9))} for role in networks}
+    batch, quiz = (ids, torch.randint(2, (16,))), (ids, torch.randint(2, (16,)))
+    found, multiplied = {}, {}
+    for precision in ("fp32", "bf16"):
+        student, teacher = (train.reader(copy.deepcopy(networks[role]), role, precision) for role in networks)
+        student.blocks[0].feed_in.register_forward_hook(lambda _, __, out: multiplied.update({precision: out.dtype}))
+        found[precision] = metadistil.meta_gradient(student, [teacher], batch, quiz, pilot_lr=0.1, mode=mode)
+        assert student(**ids).dtype == found[precision].quiz_loss.dtype == torch.float32
+    assert multiplied == {"fp32": torch.float32, "bf16": torch.bfloat16}
+    one, other = (torch.cat([g.flatten() for g in found[precision].grads]) for precision in found)
+    assert one.dtype == other.dtype == torch.float32 and 0.999 < torch.cosine_similarity(one, other, dim=0) and not torch.equal(one, other)
+
+
+def test_precision_auto_says_what_it_took(tmp_path, capsys):
+    config = train.resolve(small(tmp_path, precision="auto"))
+    assert config.precision == ("bf16" if any(has for name, has in torch.cpu.get_capabilities().items() if "bf16" in name) else "fp32")
+    train.run(small(tmp_path / "run", methods="metadistil", precision="bf16", teacher_epochs=1, epochs=1))
+    assert "threads, bf16;" in capsys.readouterr().out
+    with pytest.raises(data.InputError, match="--precision bf16: expected another --meta-grad"):
+        train.resolve(small(tmp_path, precision="bf16", meta_grad="finite_difference"))
