@@ -1,12 +1,10 @@
 """The tasks: files read, downloaded or built in; splits, tokens and batches.
 
-A task has four disjoint splits. `train` and `quiz` are carved out of the training file;
-`dev` selects; `test` is scored once. Only the labels of `train` can be noisy.
-Everything random is a function of a seed.
+A task has four disjoint splits. `train` and `quiz` are carved out of the training file; `dev` selects; `test` is scored
+once. Only the labels of `train` can be noisy. Everything random is a function of a seed.
 """
 
-import collections, hashlib, json, os, re, shutil, sys, tarfile, tempfile, typing, urllib.request
-from array import array
+import array, collections, hashlib, json, os, re, shutil, sys, tarfile, tempfile, typing, urllib.request, zipfile, zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +30,7 @@ def expect(condition, message: str):
 
 @dataclass(eq=False)
 class Split:
-    """Examples, and labels where known."""
-
+    """Examples, and labels where known. `texts` are the examples as what can be looked up."""
     examples: np.ndarray  # sentences or pairs of sentences (N,), objects; or pictures in bytes (N, 3, 32, 32)
     labels: np.ndarray | None  # (N,) class numbers, or the scores of a regression
 
@@ -47,16 +44,11 @@ class Split:
         return Split(*map(np.concatenate, ((self.examples, other.examples), (self.labels, other.labels))))
 
     images = property(lambda self: self.examples)
-
-    @property
-    def texts(self) -> list:
-        """The examples as what can be looked up: sentences, pairs, bytes."""
-        return self.examples.tolist() if self.examples.dtype == object else list(map(bytes, self.examples))
+    texts = property(lambda self: list(self.examples if self.examples.dtype == object else map(bytes, self.examples)))
 
 
 class Task(typing.NamedTuple):
     """One task, split. `data` is "builtin" or the directory; `notes` tell what was decided on the way."""
-
     name: str
     data: str
     label_names: list[str]  # none: a regression
@@ -72,7 +64,6 @@ class Task(typing.NamedTuple):
 
 class Files(typing.NamedTuple):
     """How a task's files are laid out (header names, not places), and where they come from."""
-
     folder: str
     texts: tuple[str, ...]  # columns; none: pictures
     label: str  # column
@@ -100,8 +91,7 @@ TASKS = {
                   "MNLI.zip", names=("train", "dev_matched", "dev_mismatched")),
     "qnli": Files("QNLI", ("question", "sentence"), "label", FOLLOWS, "QNLIv2.zip", "b4efd6554440de1712e9b54e14760e82"),
     "rte": Files("RTE", SENTENCES, "label", FOLLOWS, "RTE.zip", "bef554d0cafd4ab6743488101c638539"),
-    "wnli": Files("WNLI", SENTENCES, "label", {"0": "false", "1": "true"}, "WNLI.zip",
-                  "a1b4bd2861017d302d29e42139657a42"),
+    "wnli": Files("WNLI", SENTENCES, "label", {"0": "no", "1": "yes"}, "WNLI.zip", "a1b4bd2861017d302d29e42139657a42"),
     "cifar100": Files("cifar-100-binary", (), "", {f"class {n}": f"class {n}" for n in range(100)},
                       "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8",
                       needed=("train", "test"))}  # fmt: skip
@@ -141,8 +131,7 @@ def load_task(name, data=DEFAULT_DATA, quiz_size=None, seed=0, *, train_size=Non
 
 
 def carve(train: Split, quiz_size: int, train_size: int | None, seed: int) -> tuple[Split, Split]:
-    """Split the training file into train and quiz, or dev, by a seeded shuffle.
-    What stands there twice never goes to the quiz, so the two share nothing."""
+    """The training file as train and quiz, or dev, by a seeded shuffle. What stands there twice never is quiz."""
     count = collections.Counter(train.texts)
     order = np.random.default_rng([seed, 1]).permutation(len(train))
     once = np.array([count[key] == 1 for key in train.texts])[order]
@@ -165,9 +154,9 @@ def flip_labels(labels: np.ndarray, share: float, num_labels: int, seed: int) ->
 
 
 def read_glue(path: Path, files: Files, split: str) -> Split:
-    """A GLUE file: tab-separated, no quoting, UTF-8, columns found by their names.
-    In the test file the label column may be missing. Raises InputError, which names file and line."""
+    """A GLUE file: tab-separated, no quoting, UTF-8; test may lack labels. Raises InputError with file and line."""
     raw = path.read_bytes()
+    expect(b"\0" not in raw, f"{path}:{raw[: raw.find(0)].count(10) + 1}: expected text, found a NUL byte")
     try:
         rows = [line.rstrip("\r").split("\t") for line in raw.decode("utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
@@ -188,14 +177,13 @@ def read_glue(path: Path, files: Files, split: str) -> Split:
                 fits = label in files.labels if files.labels else re.fullmatch(r"[0-4](\.\d+)?|5(\.0+)?", label)
                 expect(fits, f"{where}: expected {known if files.labels else 'a score from 0 to 5'}, found {label!r}")
                 labels.append([*files.labels].index(label) if files.labels else float(label))
-    expect(texts, f"{path}: expected a header and at least one row, found none")
+    expect(any(map(any, texts)), f"{path}: expected a header and at least one sentence, found none")
     kind = np.int64 if files.labels else np.float32
     return Split(np.fromiter(texts, object), np.array(labels, kind) if labelled else None)
 
 
 def read_pictures(path: Path, files: Files, split: str) -> Split:
-    """CIFAR-100's binary format: records of a coarse label, a fine label, and 3 × 32 × 32 bytes of pixels.
-    Raises InputError, which names file and byte."""
+    """CIFAR-100's records: a coarse label, a fine label, 3 × 32 × 32 bytes. Raises InputError with file and byte."""
     size, most, record = path.stat().st_size, {"train": 50_000, "test": 10_000}[split], 2 + 3 * 32 * 32
     expected = f"whole records of {record:,} bytes, at most {most:,} of them"
     expect(0 < size <= most * record and size % record == 0, f"{path}: expected {expected}, found {size:,} bytes")
@@ -215,7 +203,7 @@ def find_files(files: Files, data: str) -> dict[str, Path]:
         expect(data == DEFAULT_DATA, f"{folder}: expected train.{ending} there, found none")
         try:
             download(urllib.parse.urljoin(GLUE_ADDRESS, files.archive), files.md5, folder)
-        except (OSError, tarfile.TarError) as error:
+        except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
             print(f"{files.folder} is not in {data}/ and cannot be downloaded: {error}", file=sys.stderr)
             return {}
     for split in files.needed:
@@ -223,18 +211,22 @@ def find_files(files: Files, data: str) -> dict[str, Path]:
     return {split: path for split, path in paths.items() if path.is_file()}
 
 
-def download(address: str, md5: str | None, folder: Path, timeout: float = 10.0):
+def download(address: str, md5: str | None, folder: Path, timeout: float = 10.0, most: int = 10**9):
     """Fetch an archive of the folder, or MRPC's training file; the folder appears whole and checked, or not at all.
-    Raises OSError without a network, InputError on a wrong checksum."""
+    Raises OSError without a network or if it breaks, InputError on what is not the file that was promised."""
     with urllib.request.urlopen(address, timeout=timeout) as response:
+        expect(response.url.split(":")[0] == address.split(":")[0], f"{address}: expected no change to {response.url}")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             archive, whole = Path(temporary, address.rsplit("/", 1)[1]), Path(temporary, folder.name)
             with archive.open("wb") as file:
                 while chunk := response.read(1 << 20):
                     file.write(chunk)
+                    expect(file.tell() <= most, f"{address}: expected at most {most:,} bytes, found more")
                     print(f"\r{archive.name}: {file.tell() / 1e6:.0f} MB", end="", file=sys.stderr)
             print(file=sys.stderr)
+            if response.length:
+                raise OSError(f"{address}: cut off, {response.length:,} bytes are missing")
             found = hashlib.md5(archive.read_bytes()).hexdigest()
             expect(md5 in (None, found), f"{address}: expected the MD5 checksum {md5}, found {found}")
             if archive.suffix == ".txt":
@@ -269,8 +261,8 @@ def train_tokenizer(texts: list[str], vocab_size: int = 8000) -> Tokenizer:
 
 
 def read_tokenizer(directory: str) -> Tokenizer:
-    """A published checkpoint's own: tokenizer.json, or vocab.txt (WordPiece), or vocab.json and merges.txt.
-    The last are RoBERTa's byte-level BPE: <s> A </s>, or <s> A </s></s> B </s>. Raises InputError."""
+    """A checkpoint's own: tokenizer.json, vocab.txt (WordPiece), or vocab.json and merges.txt (byte-level BPE:
+    <s> A </s>, or <s> A </s></s> B </s>); or that of a .pt. Raises InputError."""
     folder = Path(directory)
     try:
         if folder.suffix == ".pt":
@@ -293,8 +285,7 @@ def read_tokenizer(directory: str) -> Tokenizer:
 @dataclass(eq=False)
 class Encoded:
     """A split as a network reads it: in the ids of one vocabulary, one sentence after the other; or pictures."""
-
-    inputs: dict[str, torch.Tensor]  # input_ids, token_type_ids: (all tokens + 1,), the last 0; or images (N, 3, 32, 32)
+    inputs: dict[str, torch.Tensor]  # input_ids, token_type_ids: (all tokens + 1,), last a 0; or images (N, 3, 32, 32)
     lengths: np.ndarray  # (N,) tokens of each; of pictures 1
     labels: np.ndarray  # (N,)
     starts: np.ndarray  # (N,) where each begins
@@ -325,16 +316,15 @@ def crop_and_mirror(images: torch.Tensor, seed) -> torch.Tensor:
     return framed[one[:, None, None], (top + side)[:, :, None], across[:, None]].permute(0, 3, 1, 2)
 
 
-def encode(tokenizer: Tokenizer | None, split: Split, max_length: int = MAX_LENGTH, device="cpu") -> Encoded:
-    """The split in the tokeniser's ids, cut to max_length tokens, at most MAX_LENGTH; pictures, without a tokeniser.
-    Unknown labels become 0."""
+def encode(tokenizer: Tokenizer | None, split: Split, device="cpu") -> Encoded:
+    """The split in the tokeniser's ids, cut to MAX_LENGTH; pictures, without a tokeniser. Unknown labels become 0."""
     labels = np.zeros(len(split), int) if split.labels is None else split.labels
     if tokenizer is None:
         inputs, lengths = {"images": split.images}, np.ones(len(split), int)
     else:
-        tokenizer.enable_truncation(min(max_length, MAX_LENGTH))
+        tokenizer.enable_truncation(MAX_LENGTH)
         tokenizer.no_padding()
-        ids, types, lengths, texts = array("i"), array("i"), array("q"), split.texts
+        ids, types, lengths, texts = *map(array.array, "iiq"), split.texts
         for first in range(0, len(texts), 10_000):  # an encoding holds much more than its ids
             for one in tokenizer.encode_batch_fast(texts[first : first + 10_000]):
                 ids.extend(one.ids)
@@ -387,35 +377,31 @@ def builtin_reviews() -> dict[str, Split]:
     """{"train": ..., "dev": ..., "test": ...}: reviews from a small grammar, rightly labelled. Words carry sentiment,
     composition corrects it: denial turns a word, or a whole clause, into its opposite; in a contrast one side wins."""
     rng, reviews = np.random.default_rng(2022), {}  # no sentence twice, so the splits are disjoint
+
+    def clause(praises: bool) -> str:
+        denied = rng.random() < 0.1  # says it by denying a word of the other kind
+        slots = {"word": PRAISE if praises != denied else BLAME, "aspect": ASPECTS, "adverb": ADVERBS}
+        return rng.choice(DENIED if denied else PLAIN).format(**{slot: rng.choice(of) for slot, of in slots.items()})
+
+    def review(praises: bool) -> str:
+        form = rng.choice(["plain", "agreeing", "contrasting", "scoped"], p=[0.45, 0.3, 0.2, 0.05])
+        if form == "plain":
+            return clause(praises)
+        templates = {"agreeing": AGREEING, "contrasting": CONTRASTING, "scoped": SCOPED}[form]
+        other = praises if form == "agreeing" else not praises
+        return rng.choice(templates).format(same=clause(praises), other=clause(other))
+
     while len(reviews) < sum(BUILTIN_SIZES):
         label = len(reviews) % 2
-        reviews.setdefault(_review(rng, label), label)
+        reviews.setdefault(review(label == 1), label)
     everything = Split(np.fromiter(reviews, object), np.array(list(reviews.values())))
     parts = np.split(rng.permutation(len(reviews)), np.cumsum(BUILTIN_SIZES)[:-1])
     return {name: everything[rows] for name, rows in zip(("train", "dev", "test"), parts)}
 
 
-def _review(rng, label: int) -> str:
-    """A sentence that says `label` (1: praise)."""
-    form = rng.choice(["plain", "agreeing", "contrasting", "scoped"], p=[0.45, 0.3, 0.2, 0.05])
-    if form == "plain":
-        return _clause(rng, label)
-    templates = {"agreeing": AGREEING, "contrasting": CONTRASTING, "scoped": SCOPED}[form]
-    other = label if form == "agreeing" else 1 - label
-    return rng.choice(templates).format(same=_clause(rng, label), other=_clause(rng, other))
-
-
-def _clause(rng, says: int) -> str:
-    """A clause that says `says`: plainly, or, one time in ten, by denying a word of the other kind."""
-    denied = rng.random() < 0.1
-    words = {"word": PRAISE if says != denied else BLAME, "aspect": ASPECTS, "adverb": ADVERBS}
-    return rng.choice(DENIED if denied else PLAIN).format(**{slot: rng.choice(those) for slot, those in words.items()})
-
-
 def builtin_pictures() -> dict[str, Split]:
-    """{"train": ..., "test": ...} of the built-in picture task: flowers of 5 hues in 20 groups, by petals and stripes.
-    Class = 20 × (0 to 4: how many petals) + 5 × (0 to 3: how close the stripes) + hue. In polar
-    coordinates the edge of a flower is r = r₀ (1 + 0.35 cos(petals φ))."""
+    """{"train": ..., "test": ...}: flowers, their edge r = r₀ (1 + 0.35 cos(petals φ)) in polar coordinates.
+    Class = 20 × (0 to 4: how many petals) + 5 × (0 to 3: how close the stripes) + (0 to 4: hue)."""
     rng, n, N = np.random.default_rng(2022), 4600, 6600  # to train on (with quiz and dev), in all
     draw = lambda low, high: rng.uniform(low, high, (N, 1, 1, 1))  # noqa: E731
     labels = rng.permutation(N).reshape(-1, 1, 1, 1) % 100

@@ -1,8 +1,7 @@
 """MetaDistil: a teacher that learns to teach from the quiz its student sits.
 
-The algorithm of "BERT Learns to Teach: Knowledge Distillation with Meta Learning" (Zhou, Xu, McAuley, ACL 2022,
-Algorithm 1), for any `nn.Module` that maps an input to logits. Read it from the top: the losses, then the three updates
-in the paper's order, then the meta-gradient, in three ways that agree.
+Algorithm 1 of "BERT Learns to Teach: Knowledge Distillation with Meta Learning" (Zhou, Xu, McAuley, ACL 2022), for any
+`nn.Module` that maps an input to logits: the losses, the three updates in the paper's order, the meta-gradient.
 
 Symbols: theta_S, theta_T are the parameters of student and teacher; theta_S_prime those of the student's copy after
 the pilot update; z_S, z_T logits; B the batch size, K the number of classes; `batch`, `quiz` pairs (inputs, labels),
@@ -22,8 +21,8 @@ MODES = ("second_order", "jvp", "finite_difference")
 
 
 def log_softmax(logits: Tensor) -> Tensor:
-    """log softmax over the last dimension, (B, K) -> (B, K), stable at any finite logits.
-    Subtracting the largest logit changes nothing in the result, so it carries no gradient and may be detached."""
+    """log softmax over the last dimension, (B, K) -> (B, K), stable at any finite logits."""
+    # Subtracting the largest logit changes nothing in the result, so it carries no gradient and may be detached.
     shifted = logits - logits.max(dim=-1, keepdim=True).values.detach()
     return shifted - shifted.exp().sum(dim=-1, keepdim=True).log()
 
@@ -79,11 +78,13 @@ def average_logits(list_of_teacher_logits: list[Tensor]) -> Tensor:
 
 def forward(model: nn.Module, inputs, theta: dict[str, Tensor] | None = None) -> tuple[Tensor, ...]:
     """The outputs of the model, or of what it would be with the parameters theta: (logits,) or (logits, states).
-    With theta the call is pure: buffers are cloned, so a BatchNorm layer's running statistics stay as they are."""
+    With theta the call is pure: buffers are cloned, so a BatchNorm layer's running statistics stay as they are.
+    What a network under autocast returns in bfloat16 comes in float32: softmax, losses, contractions need it."""
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, dict) else ((inputs,), {})
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()} if theta is not None else {}
     outputs = functional_call(model, {**(theta or {}), **buffers}, args, kwargs)
-    return outputs if isinstance(outputs, tuple) else (outputs,)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return tuple(part.float() if part.dtype == torch.bfloat16 else part for part in outputs)
 
 
 def teach(teachers: list[nn.Module], inputs) -> tuple[Tensor, ...]:
@@ -95,9 +96,9 @@ def teach(teachers: list[nn.Module], inputs) -> tuple[Tensor, ...]:
 def without_dropout(student: nn.Module):
     """The student's mode in pilot and quiz: no dropout, yet batch statistics in BatchNorm."""
     modes = {module: module.training for module in student.modules()}
-    for module in modes:
-        module.training = isinstance(module, nn.modules.batchnorm._BatchNorm)
     try:
+        for module in modes:
+            module.training = isinstance(module, nn.modules.batchnorm._BatchNorm)
         yield
     finally:
         for module, training in modes.items():
@@ -134,8 +135,8 @@ def meta_update(student, teachers, batch, quiz, teacher_optimizer, **settings) -
 
 def real_update(student, teachers, batch, student_optimizer, **soft) -> Tensor:
     """Algorithm 1, real update: θ_S ← θ_S − η ∇_{θ_S} L_S(x; θ_S, θ_T), the step taken by the student's optimiser.
-    The student, still where it stood before the pilot, learns in train mode from the teacher as it is now. With a
-    teacher that never changes this is plain KD, with no teacher at all plain fine-tuning. Returns the loss."""
+    The student, still where it stood before the pilot, learns in train mode from the teacher as it is now -> the loss.
+    With a teacher that never changes this is plain KD, with no teacher at all plain fine-tuning."""
     inputs, labels = batch
     z_S = forward(student.train(), inputs)
     with torch.no_grad():
@@ -148,9 +149,8 @@ def real_update(student, teachers, batch, student_optimizer, **soft) -> Tensor:
 
 
 def metadistil_step(student, teachers, batch, quiz, student_optimizer, teacher_optimizer, keep_pilot=False, **settings):
-    """One turn of Algorithm 1's loop. Returns the real update's loss, and what `meta_gradient` returned.
-    `settings` are the keyword arguments of `meta_gradient`. With `keep_pilot`, an ablation, the student
-    stays where the pilot took it instead of going back for the real update, and the loss is the quiz's."""
+    """One turn of Algorithm 1's loop -> (the real update's loss, what `meta_gradient` returned); its keyword arguments
+    are `settings`. With `keep_pilot`, an ablation, the student stays where the pilot led; the loss is the quiz's."""
     result = meta_update(student, teachers, batch, quiz, teacher_optimizer, **settings)
     if keep_pilot:
         student.load_state_dict(result.theta_S_prime, strict=False)
@@ -161,16 +161,13 @@ def metadistil_step(student, teachers, batch, quiz, student_optimizer, teacher_o
 
 class MetaGradient(NamedTuple):
     """What the quiz said: its loss, where it was sat, and which way it would have the teachers move."""
-
     quiz_loss: Tensor  # L_q at θ′_S, a scalar
     grads: list[Tensor]  # ∇_{θ_T} L_q: one per teacher parameter, in teacher.parameters() order, teacher after teacher
     theta_S_prime: dict[str, Tensor]  # by parameter name, without its graph
 
 
-def meta_gradient(
-    student, teachers, batch, quiz, *, pilot_lr, mode="second_order", micro_batch=None, trace=None, **soft
-) -> MetaGradient:
-    """∇_{θ_T} L_q(θ′_S(θ_T)) = −λ (∂²L_S / ∂θ_T ∂θ_S) v, with v = ∇_{θ′_S} L_q.
+def meta_gradient(student, teachers, batch, quiz, *, pilot_lr, mode="second_order", micro_batch=0, trace=None, **soft):
+    """∇_{θ_T} L_q(θ′_S(θ_T)) = −λ (∂²L_S / ∂θ_T ∂θ_S) v, with v = ∇_{θ′_S} L_q -> MetaGradient.
     `mode` says how the mixed second derivative is contracted with v: "second_order" through the graph of the pilot
     gradient; "jvp", as exact, and "finite_difference", approximate, through ż_S = J_S v, for the teacher enters L_S by
     its outputs alone: ⟨v, ∇_{θ_S} L_S⟩ = ⟨ż_S, ∂L_S/∂z_S⟩. For `micro_batch` see `teacher_gradient`. Teachers are put
@@ -181,10 +178,10 @@ def meta_gradient(
     with torch.set_grad_enabled(not micro_batch):
         z_T = teach(teachers, batch[0])
     leaves = tuple(part.detach().requires_grad_() for part in z_T)  # the student sees no further than this
-    graph = mode == "second_order"
-    theta_S_prime = pilot_update(student, batch, leaves, pilot_lr, create_graph=graph, trace=trace, **soft)
+    keep = mode == "second_order"
+    theta_S_prime = pilot_update(student, batch, leaves, pilot_lr, create_graph=keep, trace=trace, **soft)
     quiz_loss, v = quiz_gradient(student, theta_S_prime, quiz)
-    if mode == "second_order":
+    if keep:
         outputs, cotangents = list(theta_S_prime.values()), list(v.values())
     else:
         z_S, z_S_dot = student_tangent(student, batch[0], v, mode)
@@ -207,10 +204,10 @@ def teacher_gradient(teachers, inputs, z_T, told, micro_batch=None) -> list[Tens
     """∇_{θ_T} L_q of what the teachers are told, ∂L_q/∂z_T (B, K): one ordinary backward pass from their outputs z_T.
     It is a sum over examples. With `micro_batch` it is had by so many examples at a time, through a forward pass of
     their own, and z_T needs no graph. A parameter that requires no gradient gets a zero."""
-    theta_T, B = parameters_of(teachers), len(z_T[0])
+    theta_T, size = parameters_of(teachers), micro_batch or len(z_T[0])
     learning, total = [theta for theta in theta_T if theta.requires_grad], None
-    for first in range(0, B, micro_batch or B) if learning else ():
-        rows = slice(first, first + (micro_batch or B))
+    for first in range(0, len(z_T[0]), size) if learning else ():
+        rows = slice(first, first + size)
         outputs = teach(teachers, rows_of(inputs, rows)) if micro_batch else z_T
         found = torch.autograd.grad(outputs, learning, [part[rows] for part in told], materialize_grads=True)
         total = list(map(torch.add, total, found)) if total else found

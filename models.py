@@ -16,7 +16,6 @@ from torch.nn import functional as F
 @dataclass(frozen=True)
 class EncoderConfig:
     """The shape of an encoder; the defaults are bert-base-uncased's (Devlin et al. 2019)."""
-
     vocab_size: int = 30522
     hidden: int = 768  # D
     layers: int = 12
@@ -29,11 +28,6 @@ class EncoderConfig:
     num_labels: int = 2  # K
     dropout: float = 0.1
     layer_norm_eps: float = 1e-12
-
-    @property
-    def longest(self) -> int:
-        """Most tokens of a sentence."""
-        return self.max_positions - self.position_offset
 
 
 # By the model_type of a config.json (TinyBERT's is bert): what the file does not say.
@@ -111,8 +105,8 @@ class Encoder(nn.Module):
         `layers` (0 is the first) keeps those only. A classification head comes along when its number of labels
         agrees. What the file lacks or has to spare is warned of in one line. Raises CheckpointError."""
         config = replace(shape_of(str(directory)), num_labels=num_labels, dropout=dropout)
-        model = cls(config)
         with expecting(f"{directory}: expected the weights that config.json promises"):
+            model = cls(config)
             tensors = read_weights(Path(directory))
             tensors = {n: t for n, t in tensors.items() if not n.startswith("classifier.") or len(t) == num_labels}
             fresh, unused = (", ".join(names) for names in model.load_state_dict(tensors, strict=False))
@@ -127,8 +121,8 @@ class Encoder(nn.Module):
         Without a mask all tokens are real; without types all are of type 0. With n `patient_layers` the result is
         (logits, their [CLS] states (B, n, D)). Raises ValueError on a sentence longer than the model has positions."""
         T, offset = input_ids.shape[1], self.config.position_offset
-        if T > self.config.longest:
-            raise ValueError(f"expected at most {self.config.longest} tokens, not {T}")
+        if T + offset > self.config.max_positions:
+            raise ValueError(f"expected at most {self.config.max_positions - offset} tokens, not {T}")
         states = self.words(input_ids) + self.positions.weight[offset : offset + T]  # (B, T, D)
         if self.types is not None:
             states = states + self.types(torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids)
@@ -146,7 +140,6 @@ class Encoder(nn.Module):
 @dataclass(frozen=True)
 class ResNetConfig:
     """The shape of a CIFAR ResNet (He et al. 2016, section 4.2): 6n + 2 layers, in three stages of n blocks."""
-
     depth: int
     widths: tuple[int, ...] = (16, 16, 32, 64)  # channels of the stem and of the stages
     num_labels: int = 100  # K

@@ -1,16 +1,14 @@
 """The main job, `python train.py --task sst2`: train a teacher, then a student by each method, and print one table.
 
-Every student starts from the same weights, learns from the same labels and takes the same number of steps. A run is a
-list of stages (each teacher, then each method; for each seed), and a stage is a function of the configuration and the
-seed alone: it can be killed, resumed, repeated.
+Every student starts from the same weights, and learns from the same labels in the same number of steps. A run is a list
+of stages (each teacher, then each method; for each seed), each a function of the configuration and the seed alone.
 """
 
-import argparse, collections, contextlib, dataclasses, functools, itertools, json, math, os, re, sys, time, warnings
+import argparse, contextlib, dataclasses, functools, itertools, json, math, os, re, runpy, sys, time, warnings, zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
 import data, metadistil, models
 from data import InputError, expect
@@ -22,22 +20,20 @@ COUNT, NOT_NEGATIVE, POSITIVE, SHARE = (1, 1e9), (0, 1e30), (1e-30, 1e30), (0, 1
 
 
 def option(group: str, help: str, valid=None, default=None):
-    """A field of Config: its group in --help, its meaning, what it may be (a range, or a regular expression), and its
-    default: one, or five, for built-in sentences, files, pretrained models, built-in pictures, CIFAR-100."""
+    """A field of Config: `valid` is a range or a regular expression, `default` one value or one for each kind."""
     return dataclasses.field(default=None if isinstance(default, tuple) else default, metadata=locals())
 
 
 @dataclasses.dataclass
 class Config:
     """Everything a run depends on. Each field is a flag; None means that the data, or the kind of run, decide."""
-
     task: str = option("data", "the task", "|".join(data.TASKS), "sst2")
     data: str = option("data", "directory of the task's files, or 'builtin'", None, data.DEFAULT_DATA)
     quiz_size: int = option("data", "training examples set aside for the quiz [one in ten; builtin: 300]", COUNT)
     train_size: int = option("data", "train on a random subset of that many examples [all]", COUNT)
     label_noise: float = option("data", "share of the training labels that is wrong [0; builtin: 0.4]", SHARE)
     noise: float = option("data", "share of the students' training words turned into noise_word", SHARE, 0.0)
-    teacher: str = option("models", "preset, folder, .pt; or A,B", None, ("tiny", *["mini"] * 2, "resnet14", "resnet20"))
+    teacher: str = option("models", "preset, path, or A,B", None, ("tiny", "mini", "mini", "resnet14", "resnet20"))
     student: str = option("models", "preset, or directory", None, ("micro", "tiny", "tiny", "resnet8", "resnet8"))
     student_layers: str = option("models", "layers a student keeps of its checkpoint: 1,3,5 [all]", r"\d+(,\d+)*")
     dropout: float = option("models", "share of units dropped while training", SHARE, (0.1, 0.2, 0.1, 0, 0))
@@ -95,19 +91,20 @@ def resolve(config: Config) -> Config:
     files, pictures = task.data != data.BUILTIN, task.name == "cifar100"
     pretrained = any(map(os.path.isdir, f"{config.teacher},{config.student}".split(",")))
     kind = 3 + files if pictures else 2 if pretrained else int(files)
-    config = dataclasses.replace(config, data=task.data, quiz_size=len(task.quiz), label_noise=task.label_noise)
-    config.device = DEVICES[-1] if config.device == "auto" else config.device
-    able = [n for n, found in torch.cpu.get_capabilities().items() if found and n.endswith("bf16")]
-    able = torch.cuda.is_bf16_supported(including_emulation=False) if config.device == "cuda" else able
-    config.precision = ("bf16" if able else "fp32") if config.precision == "auto" else config.precision
-    names = (f"runs/{task.name}-{'files' if files else 'builtin'}{f'-{n}' * (n > 1)}" for n in itertools.count(1))
-    config.out = config.out or next(name for name in names if not os.path.exists(name))
+    decided = {"data": task.data, "quiz_size": len(task.quiz), "label_noise": task.label_noise}
     for field in dataclasses.fields(config):
         if getattr(config, field.name) is None and isinstance(field.metadata["default"], tuple):
-            setattr(config, field.name, field.metadata["default"][kind])
+            decided[field.name] = field.metadata["default"][kind]
+    config = dataclasses.replace(config, **decided)
+    config.device = DEVICES[-1] if config.device == "auto" else config.device
+    if config.precision == "auto":
+        able = any(found for name, found in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+        able = torch.cuda.is_bf16_supported(including_emulation=False) if config.device == "cuda" else able
+        config.precision = "bf16" if able else "fp32"
+    names = (f"runs/{task.name}-{'files' if files else 'builtin'}{f'-{n}' * (n > 1)}" for n in itertools.count(1))
+    config.out = config.out or next(name for name in names if not os.path.exists(name))
     expect(not config.student_layers or os.path.isdir(config.student), "--student-layers: expected a checkpoint")
-    unfit = config.precision == "bf16" and config.meta_grad == "finite_difference"
-    expect(not unfit, "--precision bf16: expected another --meta-grad, it rounds finite differences away")
+    expect((config.precision, config.meta_grad) != ("bf16", "finite_difference"), "--meta-grad: in bf16 exact only")
     expect(not (pictures and config.noise), "--noise: expected a task of sentences")
     shapes = {source: models.shape_of(source) for source in config.sources(0).values()}
     for source, shape in shapes.items():
@@ -120,9 +117,8 @@ def resolve(config: Config) -> Config:
 
 
 def matched_layers(config: Config, shape, student) -> tuple[int, ...]:
-    """The layers of a network, 1 the first, whose hidden states pkd matches: of the student's M all but the last.
-    Of a teacher's L, "skip" takes every (L / M)-th, "last" those before the last (Sun et al. 2019, section 3.2).
-    Empty if the shapes do not allow it."""
+    """The layers of a network, from 1, that pkd matches, () if the shapes forbid it: of a student's M all but the last;
+    of a teacher's L every (L / M)-th ("skip"), or those before the last (Sun et al. 2019, section 3.2)."""
     L, M = shape.layers, len(config.layers() or range(student.layers))
     chosen = (n * L // M if config.pkd_layers == "skip" else L - M + n for n in range(1, M))
     return tuple(chosen) if M <= L and shape.hidden == student.hidden else ()
@@ -143,21 +139,25 @@ def save(config: Config, journal: dict):
     """Write metrics.jsonl and the checkpoint, that nothing done is lost. The journal: configuration, number of stages
     done, results ({model: [a dict for each seed]}), log, and the state of the stage under way."""
     write_whole(Path(config.out, "metrics.jsonl"), "".join(json.dumps(entry) + "\n" for entry in journal["log"]))
-    write_whole(Path(config.out, "checkpoint.pt"), journal)
+    path = Path(config.out, "checkpoint.pt")
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(path, path.with_name("checkpoint-before.pt"))
+    write_whole(path, journal)
 
 
 def read_journal(out: str) -> tuple[Config, dict]:
-    """The configuration and the journal of the run in a directory. Raises CheckpointError."""
-    path = Path(out, "checkpoint.pt")
-    with models.expecting(f"{path}: expected the checkpoint of a run"):
-        journal = torch.load(path, "cpu", weights_only=True)
-        return Config(**journal["config"] | {"out": out}), journal
-
-
-def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Harmonic mean of precision and recall of class 1, of predictions (N,) and labels (N,); 0 without any hit."""
-    hits = ((predictions == 1) & (labels == 1)).sum()
-    return float(2 * hits / max(1, (predictions == 1).sum() + (labels == 1).sum()))
+    """The configuration and the journal of a run, by its last checkpoint that is whole. Raises CheckpointError."""
+    paths = Path(out, "checkpoint.pt"), Path(out, "checkpoint-before.pt")
+    for path in paths:
+        try:
+            with models.expecting(f"{path}: expected the checkpoint of a run"):
+                assert not zipfile.ZipFile(path).testzip(), "its check sum is wrong"
+                journal = torch.load(path, "cpu", weights_only=True)
+                return Config(**journal["config"] | {"out": out}), journal
+        except models.CheckpointError as error:
+            if not paths[1].exists() or path == paths[1]:
+                raise
+            warnings.warn(f"{error}; the one before is used", stacklevel=2)
 
 
 def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -172,9 +172,9 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return (np.cumsum(counts) - (counts - 1) / 2)[places]
 
 
-METRICS = {"f1": f1, "matthews": pearson, "pearson": pearson}
-METRICS["accuracy"] = lambda predictions, labels: float((predictions == labels).mean())
-METRICS["spearman"] = lambda predictions, labels: pearson(ranks(predictions), ranks(labels))
+METRICS = {"matthews": pearson, "pearson": pearson, "spearman": lambda p, y: pearson(ranks(p), ranks(y))}
+METRICS["accuracy"] = lambda p, y: float((p == y).mean())  # of predictions p (N,) and labels y (N,)
+METRICS["f1"] = lambda p, y: float(2 * (p * y).sum() / max(1, (p + y).sum()))  # of class 1; 0 without any hit
 
 
 @torch.no_grad()
@@ -184,20 +184,6 @@ def predict(model: torch.nn.Module, examples: data.Encoded) -> torch.Tensor:
     chunks = [rows[i : i + 256] for i in range(0, len(rows), 256)]
     logits = [metadistil.forward(model.eval(), examples.batch(chunk)[0])[0].cpu() for chunk in chunks]
     return torch.cat(logits)[np.argsort(rows)]
-
-
-def reader(model: torch.nn.Module, role: str, precision: str) -> torch.nn.Module:
-    """The model, so that it picks its own inputs out of a batch {role: inputs}, each role reading its own vocabulary.
-    Precision "bf16": its products in bfloat16; its parameters and all that comes out of it stay in float32."""
-    kind = next(model.parameters()).device.type
-    run = torch.autocast(kind, torch.bfloat16, precision == "bf16", cache_enabled=False)(model.forward)
-
-    def forward(**inputs):
-        outputs = run(**inputs.get(role, inputs))
-        return tuple(map(torch.Tensor.float, outputs)) if isinstance(outputs, tuple) else outputs.float()
-
-    model.role, model.forward = role, forward
-    return model
 
 
 class Seed:
@@ -214,28 +200,32 @@ class Seed:
         encode = functools.cache(data.encode)  # roles of one vocabulary share what they read
         for role, source in reversed(self.sources.items()):  # the student last: its noise is its own
             fresh = source in models.PRESETS or self.task.name == "cifar100"
-            longest = getattr(models.shape_of(source), "longest", data.MAX_LENGTH)
             tokenizer = self.tokenizers[role] = own if fresh else data.read_tokenizer(source)
+            shape, ids = models.shape_of(source), 0 if fresh else max(tokenizer.get_vocab().values())
+            fits = fresh or ids < shape.vocab_size and data.MAX_LENGTH <= shape.max_positions - shape.position_offset
+            expect(fits, f"{source}: expected {data.MAX_LENGTH} positions and {ids + 1:,} rows for its ids")
             if role == "student" and config.noise:
                 splits |= {"train+quiz": data.noisy(self.task.train, config.noise, seed) + self.task.quiz}
-            self.read[role] = {n: encode(tokenizer, split, longest, config.device) for n, split in splits.items()}
+            self.read[role] = {n: encode(tokenizer, split, config.device) for n, split in splits.items()}
 
     def batch(self, rows: np.ndarray, step: int | None = None) -> tuple[dict, torch.Tensor]:
-        """Rows of train and quiz as each role reads them, {role: inputs}, and their labels (B,).
-        With a step pictures are cropped and mirrored, alike for every role, as seed and step have it."""
+        """Rows of train and quiz, ({role: inputs}, labels (B,)). With a step, pictures are cropped and mirrored."""
         crop = None if step is None else [self.seed, 7, step]
         read = functools.cache(lambda split: split.batch(rows, crop))
         found = {role: read(splits["train+quiz"]) for role, splits in self.read.items()}
         return {role: inputs for role, (inputs, _) in found.items()}, found["student"][1]
 
     def model(self, role: str, saved: str = "") -> torch.nn.Module:
-        """The role's model: with the same initial weights at every call, or as a finished stage saved it."""
+        """The role's model: the same initial weights always, or as a stage saved it. It reads its role's inputs."""
         torch.manual_seed(2 * self.seed + list(self.sources).index(role))
         source = str(self.folder / f"{saved}.pt") if saved else self.sources[role]
         vocab_size = self.tokenizers[role].get_vocab_size() if self.tokenizers[role] else None
         layers = self.config.layers() if role == "student" else None
         model = models.build(source, self.task.num_labels, self.config.dropout, vocab_size, layers)
-        return reader(model.to(self.config.device, memory_format=torch.channels_last), role, self.config.precision)
+        device, half, model.role = self.config.device, self.config.precision == "bf16", role
+        model.register_forward_pre_hook(lambda _, args, read: (args, read.get(role, read)), with_kwargs=True)
+        model.forward = torch.autocast(device, torch.bfloat16, half, cache_enabled=False)(model.forward)
+        return model.to(device, memory_format=torch.channels_last)
 
     def scores(self, model: torch.nn.Module, *splits: str) -> dict[str, float]:
         """{"dev accuracy": 0.81, ...}: the task's metrics on those of the splits that have labels."""
@@ -251,17 +241,15 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, total: in
     """AdamW's rate: linear warm-up over the first tenth of the steps, then linear decay to zero. SGD's: a tenth of
     what it was at 62.5, 75 and 87.5% of the steps, as RepDistiller's at 150, 180 and 210 of 240 epochs."""
     warmup = max(1, total // 10)
-    factor = min((step + 1) / warmup, (total - step) / max(1, total - warmup))
-    if isinstance(optimizer, torch.optim.SGD):
-        factor = 0.1 ** sum(step >= share * total for share in (0.625, 0.75, 0.875))
+    linear = min((step + 1) / warmup, (total - step) / max(1, total - warmup))
+    falls = 0.1 ** sum(step >= share * total for share in (0.625, 0.75, 0.875))
     for group in optimizer.param_groups:
-        group["lr"] = rate * factor
+        group["lr"] = rate * (falls if isinstance(optimizer, torch.optim.SGD) else linear)
 
 
 def stage(context: Seed, name: str) -> tuple:
     """(learners, optimisers, total, step): models that learn, by title; how many steps; step(k, trace) -> loss.
-    A teacher learns from labels (a saved one has done so), and so does each student while it warms up. Beyond that
-    the methods differ in nothing but what `step` says of them."""
+    A teacher learns from labels, as each student does while it warms up; how methods differ beyond that `step` says."""
     config, meta, teachers = context.config, name.startswith("metadistil"), {}
     if name in context.sources:
         title, model, rate = f"{name} before", context.model(name), config.finetune_lr
@@ -284,6 +272,7 @@ def stage(context: Seed, name: str) -> tuple:
     batches = functools.lru_cache(1)(functools.partial(data.batches_of, lengths, config.batch_size, context.seed))
     soft = {"alpha": config.alpha, "temperature": config.temperature, "beta": config.beta}
     settings = soft | {"pilot_lr": config.pilot_lr, "mode": config.meta_grad, "micro_batch": config.micro_batch}
+    settings["keep_pilot"] = config.no_pilot
     total, warmup = epochs * context.steps_per_epoch, warmup * context.steps_per_epoch
 
     def step(k: int, trace: dict | None) -> torch.Tensor:
@@ -294,7 +283,7 @@ def stage(context: Seed, name: str) -> tuple:
             return metadistil.real_update(model, teachers if k >= warmup else [], batch, optimizers[0], **soft)
         set_rate(optimizers[1], config.teacher_lr, k - warmup, total - warmup)
         quiz = context.batch(n + data.sample_quiz(both.labels[n:], config.quiz_batch_size, context.seed, k))
-        return metadistil.metadistil_step(model, teachers, batch, quiz, *optimizers, config.no_pilot, trace=trace, **settings)[0]
+        return metadistil.metadistil_step(model, teachers, batch, quiz, *optimizers, trace=trace, **settings)[0]
 
     return learners, optimizers, total, step
 
@@ -314,14 +303,14 @@ def take(context: Seed, name: str, journal: dict):
     peak_memory_mb(reset=True)
     for k in range(state["step"], total):
         started, trace = time.perf_counter(), {} if k % config.log_every == 0 or k + 1 == total else None
-        loss, entry = step(k, trace), {"seed": context.seed, "stage": name, "step": k + 1}
+        loss, entry = step(k, trace).item(), {"seed": context.seed, "stage": name, "step": k + 1}
+        if not math.isfinite(loss):
+            rates = {rate: getattr(config, rate) for rate in ("finetune_lr", "student_lr", "teacher_lr", "pilot_lr")}
+            raise InputError(f"{entry}: expected a finite loss, found {loss} at {rates}; try a tenth of these rates")
         if trace is not None:
-            trace["loss"] = loss
-            losses = {key: trace[key].item() for key in ("loss", "quiz_loss_before", "quiz_loss_after") if key in trace}
-            where, finite = f"seed {context.seed} {name}, step {k}", all(map(math.isfinite, losses.values()))
-            expect(finite, f"{where}: expected finite losses, found {losses}; lower the rates")
-            log.append(entry | losses)
-            noted |= losses
+            quiz = {key: trace[key].item() for key in ("quiz_loss_before", "quiz_loss_after") if key in trace}
+            noted |= {"loss": loss, **quiz}
+            log.append(entry | {"loss": loss, **quiz})
         state["seconds"] += time.perf_counter() - started
         if (k + 1) % context.steps_per_epoch == 0:
             scores = {title: context.scores(model, "dev") for title, model in learners.items()}
@@ -341,11 +330,14 @@ def take(context: Seed, name: str, journal: dict):
 def finish(context: Seed, name: str, journal: dict, learners: dict, cost: dict):
     """Save the stage's models, score them on dev and, this once, on test, and note the results."""
     for title, model in learners.items():
-        tokenizer = context.tokenizers[model.role]
         whole = {"config": dataclasses.asdict(model.config), "weights": model.state_dict()}
-        whole |= {"tokenizer": tokenizer and tokenizer.to_str(), "labels": context.task.label_names}
+        whole |= {"labels": context.task.label_names, "tokenizer": (t := context.tokenizers[model.role]) and t.to_str()}
         write_whole(context.folder / f"{title.replace(' ', '-')}.pt", whole)
         scores, size = context.scores(model, "dev", "test"), sum(parameter.numel() for parameter in model.parameters())
+        (what, found), labels = next(iter(scores.items())), context.task.dev.labels
+        chance = max(METRICS[context.task.metrics[0]](labels * 0 + label, labels) for label in np.unique(labels))
+        if title.endswith("before") and found < chance + 0.02:
+            warnings.warn(f"{title}: {what} {found:.3f}; one answer to everything has {chance:.3f}", stacklevel=2)
         journal["log"].append({"seed": context.seed, "stage": name, "model": title, "final_scores": scores})
         journal["results"].setdefault(title, []).append({"scores": scores, "parameters": size, **cost})
         cost = dict.fromkeys(cost, math.nan)  # a stage's cost is its first model's
@@ -372,9 +364,6 @@ def peak_memory_mb(reset: bool = False) -> float:
     return math.nan
 
 
-T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # of Student's t, 97.5%, 1 to 9 degrees
-
-
 def spread(values: np.ndarray) -> str:
     """Percent: "71.2", or "71.2 ± 0.4", mean ± standard deviation of several seeds."""
     return f"{100 * values.mean():.1f}" + (f" ± {100 * values.std(ddof=1):.1f}" if len(values) > 1 else "")
@@ -385,7 +374,8 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> str:
     difference, n = 100 * (ours - theirs), len(ours)
     if n == 1:
         return f"{difference[0]:+.1f}"
-    mean, half = difference.mean(), T_QUANTILES[min(n, 10) - 2] * difference.std(ddof=1) / math.sqrt(n)
+    t = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)[min(n, 10) - 2]  # Student's, 97.5%, n - 1
+    mean, half = difference.mean(), t * difference.std(ddof=1) / math.sqrt(n)
     return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
 
 
@@ -411,34 +401,16 @@ Percent, after all epochs: {config.teacher_epochs} of a teacher, {config.warmup_
 Difference: students to kd, teacher to what it was, paired by seed, with a 95% interval.\n"""
 
 
-def plot_curves(config: Config, log: list[dict]):
-    """curves.png: mean dev score of the students, and of the teachers while taught. Raises ImportError."""
-    from matplotlib import pyplot
-
-    curves = collections.defaultdict(list)  # {title: dev scores, seed after seed, epoch after epoch}
-    for entry in log:
-        for title, scores in entry.get("scores", {}).items() if entry["stage"] in METHODS.split("|") else ():
-            curves[title.replace("after", "during")].append(100 * next(iter(scores.values())))
-    figure, axes = pyplot.subplots(figsize=(7, 4))
-    for (title, scores), style in zip(curves.items(), itertools.cycle((":", "-.", "-", "--"))):
-        mean = np.reshape(scores, (config.seeds, -1)).mean(axis=0)
-        axes.plot(np.arange(len(mean)) + 1, mean, style, label=title)
-    axes.set(xlabel="epoch", ylabel="dev score (%), mean over seeds")
-    axes.legend(frameon=False)
-    figure.savefig(Path(config.out, "curves.png"), dpi=150, bbox_inches="tight")
-    pyplot.close(figure)
-
-
 def run(config: Config, journal: dict | None = None) -> dict:
     """A whole run, as the command line does it, or what is left of one, with its journal. Writes and prints the table.
     Returns {"config", "out", "results", "table"}. Raises InputError."""
-    if not journal:
-        config = resolve(config)
-        journal = {"config": dataclasses.asdict(config), "done": 0, "results": {}, "log": [], "under_way": None}
-        taken = Path(config.out, "checkpoint.pt")
-        expect(not taken.exists(), f"--out {config.out}: holds a run; expected a new one, or --resume {config.out}")
-        save(config, journal)
+    config = config if journal else resolve(config)
     out, task, of_seed = Path(config.out), config.load(0), functools.lru_cache(1)(functools.partial(Seed, config))
+    if not journal:
+        expect(not (out / "checkpoint.pt").exists(), f"--out {out}: holds a run; expected a new one, or --resume {out}")
+        _ = [of_seed(0).model(role) for role in config.sources(0)]  # fails, if at all, before anything is written
+        journal = {"config": dataclasses.asdict(config), "done": 0, "results": {}, "log": [], "under_way": None}
+        save(config, journal)
     write_whole(out / "config.json", json.dumps(journal["config"], indent=2))
     banner = data.BUILTIN_BANNER.format(share=task.label_noise, task=data.TASKS[task.name].folder)
     print(banner if task.data == data.BUILTIN else f"data: {task.data}", *task.notes, sep="\nnote: ")
@@ -452,8 +424,8 @@ def run(config: Config, journal: dict | None = None) -> dict:
         sys.exit(130)
     text = table(config, task, journal["results"])
     write_whole(out / "table.md", text)
-    with contextlib.suppress(ImportError):  # no matplotlib, no curves
-        plot_curves(config, journal["log"])
+    with contextlib.suppress(ImportError, FileNotFoundError):  # no matplotlib, or no such script: no curves
+        runpy.run_path(str(Path(__file__).with_name("notebooks") / "curves.py"))["draw"](out)
     print(f"\n{text}")
     return {"config": config, "out": out, "results": journal["results"], "table": text}
 
@@ -466,10 +438,10 @@ def predict_sentences(out: str, sentences):
     expect(all(saved["tokenizer"] for *_, saved in trained), f"{out}: expected a run on sentences, not on pictures")
     for sentence in map(str.strip, sentences):
         print(sentence)
-        pair = tuple(sentence.split("\t", 1))
-        split = data.Split(np.fromiter([pair if len(pair) > 1 else sentence], object), None)
+        example = tuple(sentence.split("\t", 1)) if "\t" in sentence else sentence
         for name, network, saved in trained:
-            logits = predict(network, data.encode(Tokenizer.from_str(saved["tokenizer"]), split))[0]  # (K,)
+            split = data.Split(np.fromiter([example], object), None)
+            logits = predict(network, data.encode(data.Tokenizer.from_str(saved["tokenizer"]), split))[0]  # (K,)
             p = metadistil.log_softmax(logits).exp()
             said = f"{saved['labels'][p.argmax()]:<10} {p.max():6.1%}" if saved["labels"] else f"{logits.item():.2f}"
             print(f"  {name:<26} {said}")
@@ -489,8 +461,7 @@ def parse(arguments: list[str] | None) -> dict:
         kind = {"action": "store_true"} if field.type is bool else {"type": field.type, "metavar": ""}
         group(name).add_argument("--" + field.name.replace("_", "-"), help=text, **kind)
     flags.add_argument("--resume", metavar="RUN", help="go on with a stopped run; it ends with the same numbers")
-    text = "what each model of the run in --out says of a sentence; without one, of every line of the input"
-    flags.add_argument("--predict", metavar="SENTENCE", nargs="?", help=text)
+    flags.add_argument("--predict", metavar="SENTENCE", nargs="?", help="what the run in --out says of it")
     return vars(flags.parse_args(arguments))
 
 

@@ -1,7 +1,9 @@
 """The four modules stand beside this directory; a few words serve every test."""
 
+import http.server
 import json
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,41 @@ sys.path.insert(0, str(ROOT))
 def seeded():
     """Every test starts from the same random numbers."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def web():
+    """A local server: `web.content` is its answer to every request, `web.asked` the paths that were asked for.
+    It can promise more than it sends (`missing` bytes), send half and then stall, or redirect once, to `elsewhere`."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            found, first = self.server, not self.server.asked
+            found.asked.append(self.path)
+            if found.elsewhere and first:
+                self.send_response(302)
+                self.send_header("Location", found.elsewhere)
+                self.end_headers()
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(found.content) + found.missing))
+            self.end_headers()
+            self.wfile.write(found.content[: len(found.content) // 2] if found.stalls else found.content)
+            self.wfile.flush()
+            if found.stalls:
+                found.done.wait(5)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.content, server.asked, server.missing, server.stalls, server.elsewhere = b"", [], 0, False, None
+    server.address, server.done = f"http://127.0.0.1:{server.server_port}/", threading.Event()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield server
+    server.done.set()
+    server.shutdown()
+    server.server_close()
 
 
 def shaken(module, scale=0.1):

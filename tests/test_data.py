@@ -6,8 +6,10 @@ import json
 import subprocess
 import sys
 import tarfile
+import urllib.parse
 import zipfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,7 +149,7 @@ def test_training_examples_that_stand_in_dev_are_left_out_and_said(tmp_path):
     "content, message",
     [
         (b"", "train.tsv:1: expected a column 'sentence'"),
-        (b"sentence\tlabel\n", "train.tsv: expected a header and at least one row"),
+        (b"sentence\tlabel\n", "train.tsv: expected a header and at least one sentence"),
         (b"text\tlabel\nx\t1\n", "train.tsv:1: expected a column 'sentence'"),
         (b"sentence\tlabel\nx\t1\ny\n", "train.tsv:3: expected 2 columns, found 1"),
         (b"sentence\tlabel\nx\t1\ty\n", "train.tsv:2: expected 2 columns, found 3"),
@@ -183,38 +185,81 @@ def test_without_files_and_network_the_builtin_task_takes_their_place(tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
-def serve(monkeypatch, content, checksum=None):
-    class Response(io.BytesIO):
-        headers: dict = {}
-
-    sst2 = data.TASKS["sst2"]
-    md5 = checksum or hashlib.md5(content).hexdigest()
-    monkeypatch.setitem(data.TASKS, "sst2", sst2._replace(md5=md5))
-    monkeypatch.setattr(data.urllib.request, "urlopen", lambda *_, **__: Response(content))
+def serve(web, monkeypatch, task: str, content: bytes, md5: str | None = "right", name: str = ""):
+    """Let a task's download come from the local server, with the checksum that is right, or another."""
+    web.content, md5 = content, hashlib.md5(content).hexdigest() if md5 == "right" else md5
+    monkeypatch.setattr(data, "GLUE_ADDRESS", web.address)
+    monkeypatch.setitem(data.TASKS, task, data.TASKS[task]._replace(md5=md5, archive=name or data.TASKS[task].archive))
 
 
-def test_download(tmp_path, monkeypatch):
+def zipped(**files: str) -> bytes:
+    with zipfile.ZipFile(archive := io.BytesIO(), "w") as file:
+        for name, content in files.items():
+            file.writestr(name, content)
+    return archive.getvalue()
+
+
+def test_every_address_is_https():
+    assert all(urllib.parse.urljoin(data.GLUE_ADDRESS, task.archive).startswith("https://") for task in data.TASKS.values())
+
+
+def test_download(tmp_path, monkeypatch, web):
     (source := tmp_path / "source").mkdir()
     write_glue(source, test="index\tsentence\n0\twho knows\n")
-    with zipfile.ZipFile(archive := io.BytesIO(), "w") as file:
-        for name in ("train", "dev", "test"):
-            file.write(source / "SST-2" / f"{name}.tsv", f"SST-2/{name}.tsv")
-        file.writestr("../escaped", "nothing but the task's files is taken out")
+    files = {f"SST-2/{name}.tsv": (source / "SST-2" / f"{name}.tsv").read_text() for name in ("train", "dev", "test")}
+    archive = zipped(**files, **{"../escaped": "nothing but the task's files is taken out", "/tmp/escaped": "neither"})
     (here := tmp_path / "here").mkdir()
     monkeypatch.chdir(here)
-    serve(monkeypatch, archive.getvalue())
+    serve(web, monkeypatch, "sst2", archive)
     task = load_task("sst2")
-    assert task.data == "data" and len(task.train) + len(task.quiz) == 40
+    assert task.data == "data" and len(task.train) + len(task.quiz) == 40 and web.asked == ["/SST-2.zip"]
     assert sorted(path.name for path in here.rglob("*")) == ["SST-2", "data", "dev.tsv", "test.tsv", "train.tsv"]
-    assert not (tmp_path / "escaped").exists()
+    assert not (tmp_path / "escaped").exists() and not Path("/tmp/escaped").exists()
 
 
-def test_a_download_with_a_wrong_checksum_leaves_nothing(tmp_path, monkeypatch):
+def test_a_download_with_a_wrong_checksum_leaves_nothing(tmp_path, monkeypatch, web):
     monkeypatch.chdir(tmp_path)
-    serve(monkeypatch, b"not what was expected", checksum="0" * 32)
+    serve(web, monkeypatch, "sst2", b"not what was expected", md5="0" * 32)
     with pytest.raises(InputError, match="expected the MD5 checksum 000"):
         load_task("sst2")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("content, missing, said", [
+    (b"half of it", 10, "cut off, 10 bytes are missing"), (b"PK\x03\x04 no archive", 0, "not a zip file"),
+    (zipped(**{"SST-2/train.tsv": "x" * 900}).replace(b"x" * 500, b"y" * 500), 0, "Bad CRC-32"),
+    (zipped(other="no folder of the task"), 0, "No such file"), (b"", 0, "not a zip file"),
+])  # fmt: skip
+def test_a_broken_download_is_named_leaves_nothing_and_the_builtin_task_takes_its_place(
+    tmp_path, monkeypatch, web, capsys, content, missing, said
+):
+    monkeypatch.chdir(tmp_path)
+    web.missing = missing
+    serve(web, monkeypatch, "sst2", content, md5=None)
+    assert load_task("sst2").data == "builtin"
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "SST-2 is not in data/ and cannot be downloaded" in error and said in error
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_downloads_that_stall_or_never_end_or_change_the_protocol(tmp_path, web):
+    web.content, folder = b"x" * 5_000_000, tmp_path / "data" / "SST-2"
+    with pytest.raises(InputError, match="expected at most 2,000,000 bytes, found more"):
+        data.download(web.address + "SST-2.zip", None, folder, most=2_000_000)
+    web.stalls = True
+    with pytest.raises(OSError, match="timed out"):
+        data.download(web.address + "SST-2.zip", None, folder, timeout=0.2)
+    for elsewhere, message in ((f"file://{__file__}", "not allowed"), ("ftp://127.0.0.1:1/", "refused|expected no change")):
+        web.asked, web.elsewhere, web.stalls = [], elsewhere, False
+        with pytest.raises((OSError, InputError), match=message):
+            data.download(web.address + "SST-2.zip", None, folder, timeout=1)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_redirect_within_the_protocol_is_followed(tmp_path, web):
+    web.content, web.elsewhere = zipped(**{"SST-2/train.tsv": "there"}), "/moved/SST-2.zip"
+    data.download(web.address + "SST-2.zip", None, tmp_path / "SST-2")
+    assert (tmp_path / "SST-2" / "train.tsv").read_text() == "there" and web.asked == ["/SST-2.zip", "/moved/SST-2.zip"]
 
 
 # ---------------------------------------------------------------- tokens and batches
@@ -232,8 +277,8 @@ def test_tokens():
     assert read(single)["input_ids"] == [[cls, the, plot, sep], [cls, dull, sep, pad]] and single.lengths.tolist() == [4, 3]
     pair = data.encode(tokenizer, sentences([("the", "dull plot")], None))
     assert read(pair)["input_ids"] == [[cls, the, sep, dull, plot, sep]] and read(pair)["token_type_ids"] == [[0, 0, 0, 1, 1, 1]]
-    cut = data.encode(tokenizer, sentences(["the plot is dull"], None), max_length=4)
-    assert read(cut)["input_ids"] == [[cls, the, plot, sep]]
+    cut = data.encode(tokenizer, sentences(["the plot " * 100], None))
+    assert read(cut)["input_ids"] == [[cls, *[the, plot] * 63, sep]] and cut.lengths.tolist() == [data.MAX_LENGTH]
 
 
 def test_a_batch_is_padded_to_its_own_longest():
@@ -355,15 +400,13 @@ def test_a_score_outside_0_to_5_is_named_with_its_line(score, tmp_path):
         load_task("stsb", str(tmp_path))
 
 
-def test_mrpc_as_it_is_downloaded(tmp_path, monkeypatch):
+def test_mrpc_as_it_is_downloaded(tmp_path, monkeypatch, web):
     rows = [f"{i % 2}\t1\t2\tfirst {i}\tsecond {i}\r\n" for i in range(500)]
     content = ("\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n" + "".join(rows)).encode()
-    asked = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(data.TASKS, "mrpc", data.TASKS["mrpc"]._replace(md5=hashlib.md5(content).hexdigest()))
-    monkeypatch.setattr(data.urllib.request, "urlopen", lambda address, **_: asked.append(address) or io.BytesIO(content))
+    serve(web, monkeypatch, "mrpc", content)
     task = load_task("mrpc")
-    assert asked == ["https://dl.fbaipublicfiles.com/senteval/senteval_data/msr_paraphrase_train.txt"]
+    assert web.asked == ["/senteval/senteval_data/msr_paraphrase_train.txt"]
     assert len(task.dev) == 50 and {*task.dev.texts} < {(f"first {i}", f"second {i}") for i in range(500)}
     assert task.dev.texts == load_task("mrpc", seed=5).dev.texts  # one dev set for all seeds
     assert len(task.train) + len(task.quiz) == 450
@@ -533,7 +576,7 @@ def test_a_missing_file_of_pictures_is_an_error(tmp_path, missing):
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_pictures_are_downloaded_checked_and_unpacked(tmp_path, monkeypatch, whole):
+def test_pictures_are_downloaded_checked_and_unpacked(tmp_path, monkeypatch, web, whole):
     write_cifar(tmp_path)
     with tarfile.open(fileobj=(archive := io.BytesIO()), mode="w:gz") as file:
         file.add(tmp_path / "cifar-100-binary", "cifar-100-binary")
@@ -541,9 +584,7 @@ def test_pictures_are_downloaded_checked_and_unpacked(tmp_path, monkeypatch, who
     md5 = hashlib.md5(content).hexdigest()
     (here := tmp_path / "here").mkdir()
     monkeypatch.chdir(here)
-    monkeypatch.setitem(data.TASKS, "cifar100", data.TASKS["cifar100"]._replace(md5=md5))
-    sent = content if whole else content[:-9]
-    monkeypatch.setattr(data.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(sent))
+    serve(web, monkeypatch, "cifar100", content if whole else content[:-9], md5=md5, name="cifar-100-binary.tar.gz")
     if whole:
         task = load_task("cifar100")
         assert task.data == "data" and len(task.train) + len(task.quiz) + len(task.dev) == 220
@@ -553,13 +594,15 @@ def test_pictures_are_downloaded_checked_and_unpacked(tmp_path, monkeypatch, who
     assert [path.name for path in (here / "data").iterdir()] == ["cifar-100-binary"] * whole
 
 
-def test_an_archive_that_would_write_elsewhere_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name, link", [("../escaped", ""), ("/tmp/escaped", ""), ("in", "../escaped"), ("in", "/etc/hosts")])
+def test_an_archive_that_would_write_elsewhere_is_refused(tmp_path, monkeypatch, web, name, link):
     with tarfile.open(fileobj=(archive := io.BytesIO()), mode="w:gz") as file:
-        file.addfile(tarfile.TarInfo("../escaped"))
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = (tarfile.SYMTYPE, link) if link else (tarfile.REGTYPE, "")
+        file.addfile(member)
     (here := tmp_path / "here").mkdir()
     monkeypatch.chdir(here)
-    monkeypatch.setitem(data.TASKS, "cifar100", data.TASKS["cifar100"]._replace(md5=None))
-    monkeypatch.setattr(data.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(archive.getvalue()))
+    serve(web, monkeypatch, "cifar100", archive.getvalue(), md5=None, name="cifar-100-binary.tar.gz")
     assert load_task("cifar100").data == "builtin"  # as if nothing could be fetched
     assert not (tmp_path / "escaped").exists() and not list((here / "data").iterdir())
 

@@ -1,0 +1,73 @@
+"""Kill it anywhere: `python tests/soak.py [KILLS]` runs the built-in task, kills it that many times (20) with SIGKILL at
+random moments, resumes it each time, and compares what it ends with to a run that nobody touched. Exit status 1 if it differs."""
+
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+TRAIN = Path(__file__).parent.parent / "train.py"
+RUN = ["--task", "sst2", "--data", "builtin", "--teacher", "micro", "--train-size", "400", "--teacher-epochs", "20",
+       "--warmup-epochs", "3", "--epochs", "20", "--batch-size", "16", "--quiz-batch-size", "32", "--log-every", "3",
+       "--checkpoint-seconds", "0.1"]  # fmt: skip
+
+
+def start(*flags) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, str(TRAIN), *flags], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def numbers(out: Path) -> tuple:
+    """All that a run computed: its log, its table without the cost columns, its models."""
+    rows = [[cell for cell in row.split("|")[:-3]] for row in (out / "table.md").read_text().splitlines()]
+    weights = {path.name: torch.load(path, weights_only=True)["weights"] for path in sorted(out.glob("seed0/*.pt"))}
+    return (out / "metrics.jsonl").read_text(), rows, weights
+
+
+def same(one: tuple, other: tuple) -> bool:
+    equal = one[:2] == other[:2] and one[2].keys() == other[2].keys()
+    return equal and all(torch.equal(t, other[2][name][key]) for name, state in one[2].items() for key, t in state.items())
+
+
+def soak(folder: Path, kills: int, flags: list[str] = RUN, seed: int = 0) -> bool:
+    """Whether a run killed so many times ends as one that was not. Prints where each kill fell; each fourth one falls
+    into the writing of a checkpoint."""
+    whole, out, rng, began = folder / "whole", folder / "killed", random.Random(seed), time.monotonic()
+    process = start(*flags, "--out", str(whole))
+    while process.poll() is None and not (whole / "checkpoint.pt").exists():
+        time.sleep(0.01)
+    starting = time.monotonic() - began
+    assert not process.wait(), process.stderr.read()
+    share = (time.monotonic() - began - starting) / kills  # of the work; the kills must not run out of it
+    for kill in range(1, kills + 1):
+        known = any(out.glob("checkpoint*.pt"))
+        process = start(*(["--resume", str(out)] if known else [*flags, "--out", str(out)]))
+        moment = time.monotonic() + rng.uniform(0.3, starting + 1.5 * share)
+        while time.monotonic() < moment or kill % 4 == 0 and not any(out.glob("*.part")):
+            if process.poll() is not None:
+                print(f"it ended before kill {kill}: {process.stderr.read()[-200:]}")
+                return False
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        print(f"kill {kill}: {where(out)}", flush=True)
+    process = start("--resume", str(out))
+    assert not process.wait(), process.stderr.read()
+    return same(numbers(whole), numbers(out))
+
+
+def where(out: Path) -> str:
+    """The last that the killed run had written."""
+    writing = ", while writing " + ", ".join(path.name for path in out.glob("*.part")) if any(out.glob("*.part")) else ""
+    lines = (out / "metrics.jsonl").read_text().splitlines() if (out / "metrics.jsonl").exists() else []
+    return (lines[-1][:100] if lines else "before the first line of the log") + writing
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary:
+        fine = soak(Path(temporary), int(sys.argv[1]) if len(sys.argv) > 1 else 20)
+    print("the same numbers as a run nobody touched" if fine else "NOT the same numbers")
+    sys.exit(not fine)
