@@ -4,9 +4,10 @@ A task has four disjoint splits. `train` and `quiz` are carved out of the traini
 once. Only the labels of `train` can be noisy. Everything random is a function of a seed.
 """
 
-import array, collections, hashlib, json, os, re, shutil, sys, tarfile, tempfile, typing, urllib.request, zipfile, zlib
+import array, collections, functools, hashlib, json, re, shutil, sys, tarfile, tempfile, urllib.request, zipfile, zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ class Split:
     texts = property(lambda self: list(self.examples if self.examples.dtype == object else map(bytes, self.examples)))
 
 
-class Task(typing.NamedTuple):
+class Task(NamedTuple):
     """One task, split. `data` is "builtin" or the directory; `notes` tell what was decided on the way."""
     name: str
     data: str
@@ -62,7 +63,7 @@ class Task(typing.NamedTuple):
     test: Split | None = None  # None, or without labels, where none are published; of MNLI dev_mismatched
 
 
-class Files(typing.NamedTuple):
+class Files(NamedTuple):
     """How a task's files are laid out (header names, not places), and where they come from."""
     folder: str
     texts: tuple[str, ...]  # columns; none: pictures
@@ -109,9 +110,9 @@ def load_task(name, data=DEFAULT_DATA, quiz_size=None, seed=0, *, train_size=Non
         read = read_glue if files.texts else read_pictures
         splits = {split: read(path, files, split) for split, path in paths.items()}
     elif files.texts:
-        splits, files, size, noise = builtin_reviews(), TASKS["sst2"], BUILTIN_QUIZ_SIZE, BUILTIN_LABEL_NOISE
+        splits, files, size, noise = dict(builtin_reviews()), TASKS["sst2"], BUILTIN_QUIZ_SIZE, BUILTIN_LABEL_NOISE
     else:
-        splits = builtin_pictures()
+        splits = dict(builtin_pictures())
     train = splits.pop("train")
     if "dev" not in splits:
         train, splits["dev"] = carve(train, len(train) // 10, None, 0)
@@ -234,7 +235,7 @@ def download(address: str, md5: str | None, folder: Path, timeout: float = 10.0,
                 archive.rename(whole / "train.tsv")
             else:  # leaves out, or refuses, whatever would land elsewhere
                 shutil.unpack_archive(archive, temporary, filter="data" if archive.suffix == ".gz" else None)
-            os.replace(whole, folder)
+            whole.rename(folder)
 
 
 def add_noise(sentence: str, p: float, rng=np.random.default_rng()) -> str:  # noqa: B008
@@ -337,8 +338,7 @@ def encode(tokenizer: Tokenizer | None, split: Split, device="cpu") -> Encoded:
 
 
 def batches_of(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """One epoch's batches, each the rows of its examples: a shuffle of all, a function of seed and epoch. Within pools
-    of 50 batches examples are sorted by length, for little padding; the batches then come in random order."""
+    """One epoch's batches of rows: shuffled by seed and epoch, sorted by length within pools of 50 batches."""
     rng, N = np.random.default_rng([seed, 4, epoch]), len(lengths)
     rows, pools = rng.permutation(N), np.arange(N) // (50 * batch_size)
     rows = rows[np.lexsort((lengths[rows], pools))]
@@ -356,8 +356,7 @@ def sample_quiz(labels: np.ndarray, size: int, seed: int, step: int) -> np.ndarr
 
 
 BUILTIN_SIZES, BUILTIN_QUIZ_SIZE, BUILTIN_LABEL_NOISE = (1800, 1000, 2000), 300, 0.4  # train and quiz, dev, test
-BUILTIN_BANNER = """\
-=== BUILT-IN DATA ===  Film reviews from a small grammar, or drawn flowers: these numbers are not {task}'s.
+BUILTIN_BANNER = """=== BUILT-IN DATA ===  Reviews from a grammar, or drawn flowers: these numbers are not {task}'s.
 Wrong labels, as if by careless raters: {share:.0%} of the training set; none in quiz, dev and test.\n"""
 
 PRAISE = """brilliant charming clever delightful elegant engaging enjoyable fascinating fresh fun gorgeous gripping
@@ -373,6 +372,7 @@ CONTRASTING = ("{other} but {same}", "although {other} , {same}")  # the clause 
 SCOPED = ("nobody can claim that {other}", "it is not true that {other}")  # the whole clause is denied
 
 
+@functools.cache
 def builtin_reviews() -> dict[str, Split]:
     """{"train": ..., "dev": ..., "test": ...}: reviews from a small grammar, rightly labelled. Words carry sentiment,
     composition corrects it: denial turns a word, or a whole clause, into its opposite; in a contrast one side wins."""
@@ -399,6 +399,7 @@ def builtin_reviews() -> dict[str, Split]:
     return {name: everything[rows] for name, rows in zip(("train", "dev", "test"), parts)}
 
 
+@functools.cache
 def builtin_pictures() -> dict[str, Split]:
     """{"train": ..., "test": ...}: flowers, their edge r = r₀ (1 + 0.35 cos(petals φ)) in polar coordinates.
     Class = 20 × (0 to 4: how many petals) + 5 × (0 to 3: how close the stripes) + (0 to 4: hue)."""

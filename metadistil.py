@@ -46,9 +46,8 @@ def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, alpha=0.5, temperature=2.0) -> Tensor:
     """L_S = α T² KL(softmax(z_T/T) ‖ softmax(z_S/T)) + (1 − α) CE(z_S, y) -> scalar.
-    Logits (B, K), labels (B,); twice differentiable in the logits of *both* networks. With floating-point labels
-    (regression) the soft term is the squared error of the outputs. Raises ValueError on logits of different
-    shapes, alpha outside [0, 1] or a temperature that is not positive."""
+    Logits (B, K), labels (B,); twice differentiable in *both* networks' logits. With floating-point labels (regression)
+    the soft term is the squared error of the outputs. Raises ValueError on unlike shapes, and settings out of range."""
     if student_logits.shape != teacher_logits.shape or not 0 <= alpha <= 1 or not temperature > 0:
         found = f"{tuple(student_logits.shape)}, {tuple(teacher_logits.shape)}, {alpha=}, {temperature=}"
         raise ValueError(f"expected logits of one shape, alpha in [0, 1], temperature above 0; found {found}")
@@ -170,7 +169,7 @@ def meta_gradient(student, teachers, batch, quiz, *, pilot_lr, mode="second_orde
     """∇_{θ_T} L_q(θ′_S(θ_T)) = −λ (∂²L_S / ∂θ_T ∂θ_S) v, with v = ∇_{θ′_S} L_q -> MetaGradient.
     `mode` says how the mixed second derivative is contracted with v: "second_order" through the graph of the pilot
     gradient; "jvp", as exact, and "finite_difference", approximate, through ż_S = J_S v, for the teacher enters L_S by
-    its outputs alone: ⟨v, ∇_{θ_S} L_S⟩ = ⟨ż_S, ∂L_S/∂z_S⟩. For `micro_batch` see `teacher_gradient`. Teachers are put
+    its outputs alone: ⟨v, ∇_{θ_S} L_S⟩ = ⟨ż_S, ∂L_S/∂z_S⟩. For `micro_batch` see `through_teachers`. Teachers are put
     in eval mode; no parameter, buffer or `.grad` changes. A dict passed as `trace` is filled with every intermediate
     derivative. Raises ValueError on an unknown mode."""
     if mode not in MODES:
@@ -191,7 +190,7 @@ def meta_gradient(student, teachers, batch, quiz, *, pilot_lr, mode="second_orde
         record(trace, student_logits_dot=z_S_dot[0])
     told = torch.autograd.grad(outputs, leaves, cotangents, materialize_grads=True)  # ∂L_q/∂z_T, (B, K)
     theta_S_prime = {name: theta.detach() for name, theta in theta_S_prime.items()}
-    grads = teacher_gradient(teachers, batch[0], z_T, told, micro_batch)
+    grads = through_teachers(teachers, batch[0], z_T, told, micro_batch)
     if trace is not None:
         before, _ = quiz_gradient(student, dict(student.named_parameters()), quiz)
         names = [f"{i}.{name}" for i, teacher in enumerate(teachers) for name, _ in teacher.named_parameters()]
@@ -200,7 +199,7 @@ def meta_gradient(student, teachers, batch, quiz, *, pilot_lr, mode="second_orde
     return MetaGradient(quiz_loss, grads, theta_S_prime)
 
 
-def teacher_gradient(teachers, inputs, z_T, told, micro_batch=None) -> list[Tensor]:
+def through_teachers(teachers, inputs, z_T, told, micro_batch=None) -> list[Tensor]:
     """∇_{θ_T} L_q of what the teachers are told, ∂L_q/∂z_T (B, K): one ordinary backward pass from their outputs z_T.
     It is a sum over examples. With `micro_batch` it is had by so many examples at a time, through a forward pass of
     their own, and z_T needs no graph. A parameter that requires no gradient gets a zero."""

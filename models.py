@@ -236,8 +236,8 @@ def shape_of(source: str) -> EncoderConfig | ResNetConfig:
         fields = {ours: published[name] for name, ours in PUBLISHED_CONFIG.items() if name in published}
         missing = {*PUBLISHED_CONFIG.values()} - {*fields, "token_types", "layer_norm_eps"}
         activation = published.get("hidden_act", published.get("activation"))
-        if missing or activation != "gelu":
-            raise ValueError(f"no {', '.join(sorted(missing))}" if missing else f"activation {activation}")
+        if missing or activation != "gelu" or min(fields.values()) <= 0:
+            raise ValueError(f"no {', '.join(sorted(missing))}" if missing else f"activation {activation}, {fields}")
         return EncoderConfig(**fields | FAMILIES[published.get("model_type", "bert")])
 
 

@@ -202,11 +202,12 @@ class Seed:
             fresh = source in models.PRESETS or self.task.name == "cifar100"
             tokenizer = self.tokenizers[role] = own if fresh else data.read_tokenizer(source)
             shape, ids = models.shape_of(source), 0 if fresh else max(tokenizer.get_vocab().values())
-            fits = fresh or ids < shape.vocab_size and data.MAX_LENGTH <= shape.max_positions - shape.position_offset
-            expect(fits, f"{source}: expected {data.MAX_LENGTH} positions and {ids + 1:,} rows for its ids")
             if role == "student" and config.noise:
                 splits |= {"train+quiz": data.noisy(self.task.train, config.noise, seed) + self.task.quiz}
             self.read[role] = {n: encode(tokenizer, split, config.device) for n, split in splits.items()}
+            longest = max(split.lengths.max() for split in self.read[role].values())
+            fits = fresh or ids < shape.vocab_size and longest <= shape.max_positions - shape.position_offset
+            expect(fits, f"{source}: expected {longest} positions or more, and {ids + 1:,} rows for its ids")
 
     def batch(self, rows: np.ndarray, step: int | None = None) -> tuple[dict, torch.Tensor]:
         """Rows of train and quiz, ({role: inputs}, labels (B,)). With a step, pictures are cropped and mirrored."""
@@ -402,8 +403,7 @@ Difference: students to kd, teacher to what it was, paired by seed, with a 95% i
 
 
 def run(config: Config, journal: dict | None = None) -> dict:
-    """A whole run, as the command line does it, or what is left of one, with its journal. Writes and prints the table.
-    Returns {"config", "out", "results", "table"}. Raises InputError."""
+    """A whole run, or by its journal the rest of one -> {"config", "out", "results", "table"}. Raises InputError."""
     config = config if journal else resolve(config)
     out, task, of_seed = Path(config.out), config.load(0), functools.lru_cache(1)(functools.partial(Seed, config))
     if not journal:
@@ -424,8 +424,6 @@ def run(config: Config, journal: dict | None = None) -> dict:
         sys.exit(130)
     text = table(config, task, journal["results"])
     write_whole(out / "table.md", text)
-    with contextlib.suppress(ImportError, FileNotFoundError):  # no matplotlib, or no such script: no curves
-        runpy.run_path(str(Path(__file__).with_name("notebooks") / "curves.py"))["draw"](out)
     print(f"\n{text}")
     return {"config": config, "out": out, "results": journal["results"], "table": text}
 
@@ -470,14 +468,14 @@ def main(arguments: list[str] | None = None):
     given, warnings.formatwarning = parse(arguments), lambda message, *_: f"note: {message}\n"
     try:
         if "predict" in given:
-            predict_sentences(given.get("out", ""), [given["predict"]] if given["predict"] else sys.stdin)
-        elif "resume" in given:
+            return predict_sentences(given.get("out", ""), [given["predict"]] if given["predict"] else sys.stdin)
+        if "resume" in given:
             expect(len(given) == 1, f"--resume {given['resume']}: expected no other flag, the run has its own")
-            run(*read_journal(given["resume"]))
-        else:
-            if given.get("data", data.BUILTIN) != data.BUILTIN:
-                given["data"] = os.path.abspath(given["data"])  # asked for: nothing takes its place
-            run(Config(**given))
+        elif given.get("data", data.BUILTIN) != data.BUILTIN:
+            given["data"] = os.path.abspath(given["data"])  # asked for: nothing takes its place
+        out = run(*read_journal(given["resume"]) if "resume" in given else [Config(**given)])["out"]
+        with contextlib.suppress(ImportError, FileNotFoundError):  # no matplotlib, or no such script: no curves
+            runpy.run_path(str(Path(__file__).with_name("notebooks") / "curves.py"))["draw"](out)
     except (InputError, models.CheckpointError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)

@@ -6,7 +6,6 @@ down is fair to all; times are medians over the rounds. Memory is measured in a 
 """
 
 import argparse
-import contextlib
 import importlib.util
 import statistics
 import subprocess
