@@ -252,8 +252,9 @@ def noisy(split: Split, p: float, seed: int) -> Split:
 
 def train_tokenizer(texts: list[str], vocab_size: int = 8000) -> Tokenizer:
     """A lower-casing WordPiece tokeniser learnt from the texts: [CLS] A [SEP], or [CLS] A [SEP] B [SEP]."""
-    tokenizer, texts = BertWordPieceTokenizer(), [text if isinstance(text, str) else " ".join(text) for text in texts]
-    characters = sorted({c for text in texts for c in tokenizer.normalize(text) if not c.isspace()})
+    tokenizer, texts = BertWordPieceTokenizer(), texts[:: 1 + len(texts) // 10**5]  # 100,000 at most are enough
+    texts = [text if isinstance(text, str) else " ".join(text) for text in texts]
+    characters = sorted({c for each in set().union(*texts) for c in tokenizer.normalize(each) if not c.isspace()})
     # Left to itself the trainer numbers "##x" in the order of a hash table, another one each time.
     first = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] + ["##" + c for c in characters]
     settings = {"min_frequency": 0, "limit_alphabet": len(characters), "special_tokens": first, "show_progress": False}
@@ -317,16 +318,17 @@ def crop_and_mirror(images: torch.Tensor, seed) -> torch.Tensor:
     return framed[one[:, None, None], (top + side)[:, :, None], across[:, None]].permute(0, 3, 1, 2)
 
 
-def encode(tokenizer: Tokenizer | None, split: Split, device="cpu") -> Encoded:
-    """The split in the tokeniser's ids, cut to MAX_LENGTH; pictures, without a tokeniser. Unknown labels become 0."""
+def encode(tokenizer: Tokenizer | None, split: Split, device="cpu", max_length=MAX_LENGTH) -> Encoded:
+    """The split in the tokeniser's ids, cut to max_length; pictures, without a tokeniser. Unknown labels become 0."""
     labels = np.zeros(len(split), int) if split.labels is None else split.labels
     if tokenizer is None:
         inputs, lengths = {"images": split.images}, np.ones(len(split), int)
     else:
-        tokenizer.enable_truncation(MAX_LENGTH)
+        tokenizer.enable_truncation(max_length)
         tokenizer.no_padding()
         ids, types, lengths, texts = *map(array.array, "iiq"), split.texts
         for first in range(0, len(texts), 10_000):  # an encoding holds much more than its ids
+            print(f"\r{first:,} of {len(texts):,} read", end="\r", file=sys.stderr) if len(texts) > 10**5 else None
             for one in tokenizer.encode_batch_fast(texts[first : first + 10_000]):
                 ids.extend(one.ids)
                 types.extend(one.type_ids)

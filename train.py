@@ -16,6 +16,7 @@ from data import InputError, expect
 METHODS, MODES = "finetune|kd|pkd|metadistil|metadistil-pkd", "|".join(metadistil.MODES)
 DEVICES = ["auto", "cpu"] + ["cuda"] * torch.cuda.is_available()
 RANDOM = [torch.random, torch.cuda][: len(DEVICES) - 1]  # what dropout is drawn from
+T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # of Student's t, 97.5%, 1 to 9 degrees
 COUNT, NOT_NEGATIVE, POSITIVE, SHARE = (1, 1e9), (0, 1e30), (1e-30, 1e30), (0, 1)  # what a number may be, ends included
 
 
@@ -204,10 +205,9 @@ class Seed:
             shape, ids = models.shape_of(source), 0 if fresh else max(tokenizer.get_vocab().values())
             if role == "student" and config.noise:
                 splits |= {"train+quiz": data.noisy(self.task.train, config.noise, seed) + self.task.quiz}
-            self.read[role] = {n: encode(tokenizer, split, config.device) for n, split in splits.items()}
-            longest = max(split.lengths.max() for split in self.read[role].values())
-            fits = fresh or ids < shape.vocab_size and longest <= shape.max_positions - shape.position_offset
-            expect(fits, f"{source}: expected {longest} positions or more, and {ids + 1:,} rows for its ids")
+            expect(fresh or ids < shape.vocab_size, f"{source}: expected {ids + 1:,} rows for its tokeniser's ids")
+            most = min(data.MAX_LENGTH, shape.max_positions - shape.position_offset) if tokenizer else 0
+            self.read[role] = {n: encode(tokenizer, split, config.device, most) for n, split in splits.items()}
 
     def batch(self, rows: np.ndarray, step: int | None = None) -> tuple[dict, torch.Tensor]:
         """Rows of train and quiz, ({role: inputs}, labels (B,)). With a step, pictures are cropped and mirrored."""
@@ -375,8 +375,7 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> str:
     difference, n = 100 * (ours - theirs), len(ours)
     if n == 1:
         return f"{difference[0]:+.1f}"
-    t = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)[min(n, 10) - 2]  # Student's, 97.5%, n - 1
-    mean, half = difference.mean(), t * difference.std(ddof=1) / math.sqrt(n)
+    mean, half = difference.mean(), T_QUANTILES[min(n, 10) - 2] * difference.std(ddof=1) / math.sqrt(n)
     return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
 
 
@@ -406,15 +405,15 @@ def run(config: Config, journal: dict | None = None) -> dict:
     """A whole run, or by its journal the rest of one -> {"config", "out", "results", "table"}. Raises InputError."""
     config = config if journal else resolve(config)
     out, task, of_seed = Path(config.out), config.load(0), functools.lru_cache(1)(functools.partial(Seed, config))
+    banner = data.BUILTIN_BANNER.format(share=task.label_noise, task=data.TASKS[task.name].folder)
+    print(banner if task.data == data.BUILTIN else f"data: {task.data}", *task.notes, sep="\nnote: ")
+    print(f"{config.device}, {torch.get_num_threads()} threads, {config.precision}; everything is written to {out}/")
     if not journal:
         expect(not (out / "checkpoint.pt").exists(), f"--out {out}: holds a run; expected a new one, or --resume {out}")
         _ = [of_seed(0).model(role) for role in config.sources(0)]  # fails, if at all, before anything is written
         journal = {"config": dataclasses.asdict(config), "done": 0, "results": {}, "log": [], "under_way": None}
         save(config, journal)
     write_whole(out / "config.json", json.dumps(journal["config"], indent=2))
-    banner = data.BUILTIN_BANNER.format(share=task.label_noise, task=data.TASKS[task.name].folder)
-    print(banner if task.data == data.BUILTIN else f"data: {task.data}", *task.notes, sep="\nnote: ")
-    print(f"{config.device}, {torch.get_num_threads()} threads, {config.precision}; everything is written to {out}/")
     names = dict.fromkeys([*list(config.sources(0))[1:], *config.methods.split(",")])
     try:
         for seed, name in list(itertools.product(range(config.seeds), names))[journal["done"] :]:

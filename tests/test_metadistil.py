@@ -1,6 +1,7 @@
 """The algorithm against oracles: closed forms, finite differences, torch's own functions."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -397,6 +398,24 @@ def test_real_update_uses_the_improved_teacher():
     metadistil.metadistil_step(student, teachers, batch, quiz, *optimizers, **SETTINGS)
     hook.remove()
     assert len(seen) == 2 and not torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_graph_outlives_its_step(mode):
+    """As many tensors are alive after 200 steps as after 20, and nothing that a step returns holds a graph."""
+    torch.manual_seed(0)
+    student, teachers, quiz = Scalar(0.3), [Scalar(-0.8)], (torch.ones(2, dtype=torch.float64), torch.tensor([0, 1]))
+    batch = torch.tensor([1.7, -0.3], dtype=torch.float64), torch.tensor([1, 0])
+    optimizers = torch.optim.AdamW(student.parameters()), torch.optim.AdamW(teachers[0].parameters())
+    alive = {}
+    for step in range(1, 201):
+        trace = {} if step % 10 == 0 else None
+        loss, result = metadistil.metadistil_step(student, teachers, batch, quiz, *optimizers, mode=mode, trace=trace, **SETTINGS)
+        assert not any(tensor.requires_grad for tensor in (loss, result.quiz_loss, *result.grads, *result.theta_S_prime.values()))
+        if step in (20, 200):
+            gc.collect()
+            alive[step] = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+    assert alive[20] == alive[200]
 
 
 # ---------------------------------------------------------------- hidden states (pkd), frozen teachers, the kept pilot

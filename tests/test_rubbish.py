@@ -156,7 +156,7 @@ BAD_SAFETENSORS = {
 BAD_CONFIGS = {
     "missing": None, "empty": "", "no JSON": "{", "a list": "[]", "another model": {"model_type": "t5"}, "no heads": {"num_attention_heads": None},
     "heads of 0": {"num_attention_heads": 0}, "heads that do not divide": {"num_attention_heads": 3}, "relu": {"hidden_act": "relu"},
-    "text for a number": {"hidden_size": "wide"}, "few positions": {"max_position_embeddings": 4}, "negative layers": {"num_hidden_layers": -1},
+    "text for a number": {"hidden_size": "wide"}, "no positions": {"max_position_embeddings": 0}, "negative layers": {"num_hidden_layers": -1},
     "another width": {"hidden_size": 24}, "fewer words": {"vocab_size": 12}, "an eps of text": {"layer_norm_eps": "small"},
 }  # fmt: skip
 
@@ -285,7 +285,7 @@ def test_damaged_models_are_refused(how, stopped, capsys, tmp_path):
 def test_a_tokeniser_of_more_words_than_the_model_is_refused(published, capsys, tmp_path):
     directory = copied(published, tmp_path)
     data.train_tokenizer([f"word{n}" for n in range(300)], 400).save(str(directory / "tokenizer.json"))
-    assert "rows for its ids" in refused_checkpoint(capsys, tmp_path, directory)
+    assert "rows for its tokeniser's ids" in refused_checkpoint(capsys, tmp_path, directory)
 
 
 @pytest.mark.parametrize("place", ["fsync", "replace", "open"])

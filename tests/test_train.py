@@ -350,7 +350,7 @@ def checkpoint(folder, texts, layers=2, seed=0, **shape):
     """A random BERT in the published format, with a tokeniser learnt from the texts."""
     torch.manual_seed(seed)
     tokenizer = data.train_tokenizer(texts, 150)
-    shape = {"hidden": 16, "heads": 2, "intermediate": 32, "max_positions": 130} | shape
+    shape = {"hidden": 16, "heads": 2, "intermediate": 32, "max_positions": 40} | shape
     config = models.EncoderConfig(vocab_size=tokenizer.get_vocab_size(), layers=layers, **shape)
     return str(save_checkpoint(folder, shaken(models.Encoder(config)), tokenizer))
 
@@ -612,3 +612,9 @@ def test_precision_auto_says_what_it_took(tmp_path, capsys):
     assert "threads, bf16;" in capsys.readouterr().out
     with pytest.raises(data.InputError, match="--meta-grad: in bf16 exact only"):
         train.resolve(small(tmp_path, precision="bf16", meta_grad="finite_difference"))
+
+
+def test_the_command_line_draws_the_curves(tmp_path):
+    pytest.importorskip("matplotlib")
+    train.main(flags(**SMALL | {"out": tmp_path / "run", "methods": "kd", "seeds": 2}))
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
