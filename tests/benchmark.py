@@ -32,8 +32,8 @@ def flags():
     parser.add_argument("--data", default="builtin", help="builtin, or the directory of SST-2's files")
     parser.add_argument("--student-layers", type=int, default=3)
     parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--row", help=argparse.SUPPRESS)  # one row's peak memory, for the parent process
     return parser.parse_args()
@@ -238,6 +238,13 @@ def agree(bench):
         grads = metadistil.meta_gradient(student, [teacher], bench.batch, bench.quiz, **settings).grads
         found[mode, micro_batch, precision] = torch.cat([grad.flatten() for grad in grads]).double()
     exact = found["second_order", 0, "fp32"]
+    student = bench.pairs["fp32"][0]
+    F_S = flops(lambda: student(**bench.batch[0]))
+    print("\nArithmetic of the meta-gradient alone, in forward passes of the student:")
+    for mode in metadistil.MODES:
+        settings = {"pilot_lr": PILOT_LR, "mode": mode, **SOFT}
+        work = flops(lambda: metadistil.meta_gradient(student, [bench.pairs["fp32"][1]], bench.batch, bench.quiz, **settings))
+        print(f"- {mode}: {work / F_S:.2f}")
     print("\nMeta-gradients beside second_order in fp32:")
     for (mode, micro_batch, precision), other in list(found.items())[1:]:
         distance, cosine = (other - exact).norm() / exact.norm(), torch.cosine_similarity(other, exact, dim=0)

@@ -44,6 +44,8 @@ def soak(folder: Path, kills: int, flags: list[str] = RUN, seed: int = 0) -> boo
     assert not process.wait(), process.stderr.read()
     share = (time.monotonic() - began - starting) / kills  # of the work; the kills must not run out of it
     for kill in range(1, kills + 1):
+        for part in out.glob("*.part"):
+            part.unlink()  # of the kill before, lest it be taken for this one's
         known = any(out.glob("checkpoint*.pt"))
         process = start(*(["--resume", str(out)] if known else [*flags, "--out", str(out)]))
         moment = time.monotonic() + rng.uniform(0.3, starting + 1.5 * share)

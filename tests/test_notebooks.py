@@ -15,7 +15,7 @@ def test_a_notebook_runs(path):
     nbformat, _ = pytest.importorskip("nbformat"), pytest.importorskip("matplotlib")
     folder = path.parent if NOTEBOOKS.index(path) % 2 else ROOT  # it opens from either place
     notebook = nbformat.read(path, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(folder)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "stream" and output.name == "stderr"]
 

@@ -618,3 +618,10 @@ def test_the_command_line_draws_the_curves(tmp_path):
     pytest.importorskip("matplotlib")
     train.main(flags(**SMALL | {"out": tmp_path / "run", "methods": "kd", "seeds": 2}))
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_order_of_flags_changes_nothing(tmp_path):
+    settings = list((SMALL | {"methods": "metadistil", "teacher_epochs": 1, "epochs": 1}).items())
+    for out, order in (("one", settings), ("other", settings[::-1])):
+        train.main(flags(**dict(order), out=tmp_path / out))
+    assert_same_numbers(tmp_path / "one", tmp_path / "other")
