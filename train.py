@@ -152,7 +152,7 @@ def read_journal(out: str) -> tuple[Config, dict]:
     for path in paths:
         try:
             with models.expecting(f"{path}: expected the checkpoint of a run"):
-                assert not zipfile.ZipFile(path).testzip(), "its check sum is wrong"
+                expect(not zipfile.ZipFile(path).testzip(), "its check sum is wrong")
                 journal = torch.load(path, "cpu", weights_only=True)
                 return Config(**journal["config"] | {"out": out}), journal
         except models.CheckpointError as error:
@@ -410,7 +410,8 @@ def run(config: Config, journal: dict | None = None) -> dict:
     print(f"{config.device}, {torch.get_num_threads()} threads, {config.precision}; everything is written to {out}/")
     if not journal:
         expect(not (out / "checkpoint.pt").exists(), f"--out {out}: holds a run; expected a new one, or --resume {out}")
-        _ = [of_seed(0).model(role) for role in config.sources(0)]  # fails, if at all, before anything is written
+        for role in config.sources(0):
+            of_seed(0).model(role)  # fails, if at all, before anything is written
         journal = {"config": dataclasses.asdict(config), "done": 0, "results": {}, "log": [], "under_way": None}
         save(config, journal)
     write_whole(out / "config.json", json.dumps(journal["config"], indent=2))
