@@ -38,7 +38,7 @@ def soak(folder: Path, kills: int, flags: list[str] = RUN, seed: int = 0) -> boo
     into the writing of a checkpoint."""
     whole, out, rng, began = folder / "whole", folder / "killed", random.Random(seed), time.monotonic()
     process = start(*flags, "--out", str(whole))
-    while process.poll() is None and not (whole / "checkpoint.pt").exists():
+    while process.poll() is None and not changed(whole):
         time.sleep(0.01)
     starting = time.monotonic() - began
     assert not process.wait(), process.stderr.read()
@@ -46,19 +46,33 @@ def soak(folder: Path, kills: int, flags: list[str] = RUN, seed: int = 0) -> boo
     for kill in range(1, kills + 1):
         for part in out.glob("*.part"):
             part.unlink()  # of the kill before, lest it be taken for this one's
-        known = any(out.glob("checkpoint*.pt"))
-        process = start(*(["--resume", str(out)] if known else [*flags, "--out", str(out)]))
-        moment = time.monotonic() + rng.uniform(0.3, starting + 1.5 * share)
-        while time.monotonic() < moment or kill % 4 == 0 and not any(out.glob("*.part")):
-            if process.poll() is not None:
-                print(f"it ended before kill {kill}: {process.stderr.read()[-200:]}")
-                return False
+        before = changed(out)
+        process = start(*(["--resume", str(out)] if before else [*flags, "--out", str(out)]))
+        if kill % 5 == 1:  # while it starts
+            time.sleep(rng.uniform(0, starting))
+        else:
+            while process.poll() is None and changed(out) == before:
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0, 1.2 * share))
+        while kill % 4 == 0 and process.poll() is None and not any(out.glob("*.part")):
+            pass
+        if process.poll() is not None:
+            print(f"it ended before kill {kill}: {process.stderr.read()[-200:]}")
+            return False
         process.send_signal(signal.SIGKILL)
         process.wait()
         print(f"kill {kill}: {where(out)}", flush=True)
     process = start("--resume", str(out))
     assert not process.wait(), process.stderr.read()
     return same(numbers(whole), numbers(out))
+
+
+def changed(out: Path) -> float:
+    """When the run's last checkpoint was written; 0 if there is none."""
+    try:
+        return max((path.stat().st_mtime for path in out.glob("checkpoint*.pt")), default=0)
+    except FileNotFoundError:  # renamed while we looked
+        return changed(out)
 
 
 def where(out: Path) -> str:
