@@ -42,29 +42,33 @@ def soak(folder: Path, kills: int, flags: list[str] = RUN, seed: int = 0) -> boo
         time.sleep(0.01)
     starting = time.monotonic() - began
     assert not process.wait(), process.stderr.read()
-    share = (time.monotonic() - began - starting) / kills  # of the work; the kills must not run out of it
-    for kill in range(1, kills + 1):
+    share, kill = (time.monotonic() - began - starting) / kills, 0  # of the work
+    while kill < kills:
         for part in out.glob("*.part"):
             part.unlink()  # of the kill before, lest it be taken for this one's
         before = changed(out)
         process = start(*(["--resume", str(out)] if before else [*flags, "--out", str(out)]))
-        if kill % 5 == 1:  # while it starts
+        if kill % 5 == 0:  # while it starts
             time.sleep(rng.uniform(0, starting))
         else:
             while process.poll() is None and changed(out) == before:
                 time.sleep(0.002)
-            time.sleep(rng.uniform(0, 1.2 * share))
-        while kill % 4 == 0 and process.poll() is None and not any(out.glob("*.part")):
+            time.sleep(rng.uniform(0, share))
+        while kill % 4 == 3 and process.poll() is None and not any(out.glob("*.part")):
             pass
-        if process.poll() is not None:
-            print(f"it ended before kill {kill}: {process.stderr.read()[-200:]}")
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kill += 1
+            print(f"kill {kill}: {where(out)}", flush=True)
+            if kill < kills:
+                continue
+            process = start("--resume", str(out))
+        assert not process.wait(), process.stderr.read()
+        if not same(numbers(whole), numbers(out)):
             return False
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        print(f"kill {kill}: {where(out)}", flush=True)
-    process = start("--resume", str(out))
-    assert not process.wait(), process.stderr.read()
-    return same(numbers(whole), numbers(out))
+        out = out.with_name(out.name + "-again")  # it ended before the last kill: once more from the start
+    return True
 
 
 def changed(out: Path) -> float:
