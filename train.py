@@ -405,9 +405,6 @@ def run(config: Config, journal: dict | None = None) -> dict:
     """A whole run, or by its journal the rest of one -> {"config", "out", "results", "table"}. Raises InputError."""
     config = config if journal else resolve(config)
     out, task, of_seed = Path(config.out), config.load(0), functools.lru_cache(1)(functools.partial(Seed, config))
-    banner = data.BUILTIN_BANNER.format(share=task.label_noise, task=data.TASKS[task.name].folder)
-    print(banner if task.data == data.BUILTIN else f"data: {task.data}", *task.notes, sep="\nnote: ")
-    print(f"{config.device}, {torch.get_num_threads()} threads, {config.precision}; everything is written to {out}/")
     if not journal:
         expect(not (out / "checkpoint.pt").exists(), f"--out {out}: holds a run; expected a new one, or --resume {out}")
         for role in config.sources(0):
@@ -415,6 +412,9 @@ def run(config: Config, journal: dict | None = None) -> dict:
         journal = {"config": dataclasses.asdict(config), "done": 0, "results": {}, "log": [], "under_way": None}
         save(config, journal)
     write_whole(out / "config.json", json.dumps(journal["config"], indent=2))
+    banner = data.BUILTIN_BANNER.format(share=task.label_noise, task=data.TASKS[task.name].folder)
+    print(banner if task.data == data.BUILTIN else f"data: {task.data}", *task.notes, sep="\nnote: ")
+    print(f"{config.device}, {torch.get_num_threads()} threads, {config.precision}; everything is written to {out}/")
     names = dict.fromkeys([*list(config.sources(0))[1:], *config.methods.split(",")])
     try:
         for seed, name in list(itertools.product(range(config.seeds), names))[journal["done"] :]:
