@@ -35,7 +35,7 @@ class Config:
     label_noise: float = option("data", "share of the training labels that is wrong [0; builtin: 0.4]", SHARE)
     noise: float = option("data", "share of the students' training words turned into noise_word", SHARE, 0.0)
     teacher: str = option("models", "preset, path, or A,B", None, ("tiny", "mini", "mini", "resnet14", "resnet20"))
-    student: str = option("models", "preset, or directory", None, ("micro", "tiny", "tiny", "resnet8", "resnet8"))
+    student: str = option("models", "preset, or path", None, ("micro", "tiny", "tiny", "resnet8", "resnet8"))
     student_layers: str = option("models", "layers a student keeps of its checkpoint: 1,3,5 [all]", r"\d+(,\d+)*")
     dropout: float = option("models", "share of units dropped while training", SHARE, (0.1, 0.2, 0.1, 0, 0))
     methods: str = option("training", f"of {METHODS}", rf"({METHODS})(,({METHODS}))*", "finetune,kd,metadistil")
@@ -71,7 +71,7 @@ class Config:
 
     def sources(self, seed: int) -> dict[str, str]:
         """{"student": preset, directory or .pt, "teacher": ..., "teacher 2": ...}, as many teachers as there are."""
-        names = [self.student, *self.teacher.replace("{seed}", str(seed)).split(",")]
+        names = f"{self.student},{self.teacher}".replace("{seed}", str(seed)).split(",")
         return {("student", "teacher", f"teacher {n}")[min(n, 2)]: name for n, name in enumerate(names)}
 
     def layers(self) -> list[int] | None:
@@ -93,9 +93,8 @@ def resolve(config: Config) -> Config:
     pretrained = any(map(os.path.isdir, f"{config.teacher},{config.student}".split(",")))
     kind = 3 + files if pictures else 2 if pretrained else int(files)
     decided = {"data": task.data, "quiz_size": len(task.quiz), "label_noise": task.label_noise}
-    for field in dataclasses.fields(config):
-        if getattr(config, field.name) is None and isinstance(field.metadata["default"], tuple):
-            decided[field.name] = field.metadata["default"][kind]
+    left = {f.name: f.metadata["default"] for f in dataclasses.fields(config) if getattr(config, f.name) is None}
+    decided |= {name: five[kind] for name, five in left.items() if isinstance(five, tuple)}
     config = dataclasses.replace(config, **decided)
     config.device = DEVICES[-1] if config.device == "auto" else config.device
     if config.precision == "auto":
@@ -112,7 +111,7 @@ def resolve(config: Config) -> Config:
         of_task = isinstance(shape, models.ResNetConfig) == pictures
         fits = of_task and (not source.endswith(".pt") or shape.num_labels == task.num_labels)
         expect(fits, f"{source}: expected a network for {task.name}, of {task.num_labels} classes")
-        fits = "pkd" not in config.methods or not pictures and matched_layers(config, shape, shapes[config.student])
+        fits = "pkd" not in config.methods or not pictures and matched_layers(config, shape, [*shapes.values()][0])
         expect(fits, "pkd: expected a student of 2 layers or more, as wide as its teacher and no deeper")
     return config
 
@@ -407,8 +406,7 @@ def run(config: Config, journal: dict | None = None) -> dict:
     out, task, of_seed = Path(config.out), config.load(0), functools.lru_cache(1)(functools.partial(Seed, config))
     if not journal:
         expect(not (out / "checkpoint.pt").exists(), f"--out {out}: holds a run; expected a new one, or --resume {out}")
-        for role in config.sources(0):
-            of_seed(0).model(role)  # fails, if at all, before anything is written
+        list(map(of_seed(0).model, config.sources(0)))  # fails, if at all, before anything is written
         journal = {"config": dataclasses.asdict(config), "done": 0, "results": {}, "log": [], "under_way": None}
         save(config, journal)
     write_whole(out / "config.json", json.dumps(journal["config"], indent=2))

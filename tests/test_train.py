@@ -565,6 +565,14 @@ def test_a_saved_teacher_of_sentences_brings_its_tokeniser(finished, tmp_path):
     assert crossed["results"]["teacher before"][0]["scores"] == expected
 
 
+def test_a_saved_model_of_each_seed_may_learn_on_as_a_student(pictures, tmp_path):
+    source = str(pictures[0] / "run" / "seed{seed}" / "teacher-before.pt")
+    config = train.resolve(small_pictures(pictures[0], tmp_path, teacher=source, student=source, methods="finetune"))
+    for seed in (0, 1):
+        saved = torch.load(source.format(seed=seed), weights_only=True)["weights"]
+        assert all(torch.equal(saved[name], value) for name, value in train.Seed(config, seed).model("student").state_dict().items())
+
+
 @pytest.mark.parametrize("other, message", [
     ({"teacher": "mini"}, "mini: expected a network for cifar100"),
     ({"task": "sst2", "data": "builtin"}, "resnet8: expected a network for sst2"),
@@ -603,6 +611,18 @@ def test_bfloat16_is_for_products_and_not_for_parameters_losses_or_the_meta_grad
     one, other = (torch.cat([g.flatten() for g in found[precision].grads]) for precision in found)
     assert one.dtype == other.dtype == torch.float32 and not torch.equal(one, other)
     assert torch.cosine_similarity(one.double(), other.double(), dim=0) > 0.999
+
+
+@pytest.mark.parametrize("mode", ["second_order", "jvp"])
+def test_bfloat16_holds_on_pictures(pictures, tmp_path, mode):
+    grads = []
+    for precision in ("fp32", "bf16"):
+        context = train.Seed(train.resolve(small_pictures(pictures[0], tmp_path, precision=precision)), 0)
+        student, teacher = map(context.model, ("student", "teacher"))
+        batch, quiz = context.batch(np.arange(64)), context.batch(np.arange(64, 128))
+        found = metadistil.meta_gradient(student, [teacher], batch, quiz, pilot_lr=0.1, mode=mode)
+        grads.append(torch.cat([g.flatten() for g in found.grads]))
+    assert not torch.equal(*grads) and torch.cosine_similarity(*grads, dim=0) > 0.99
 
 
 def test_precision_auto_says_what_it_took(tmp_path, capsys):
