@@ -49,7 +49,7 @@ class Config:
     temperature: float = option("distillation", "T, the logits' divisor", POSITIVE, (2.0, 2.0, 2.0, 4.0, 4.0))
     beta: float = option("distillation", "β, the weight of the hidden states in pkd", NOT_NEGATIVE, 100.0)
     pkd_layers: str = option("distillation", "the teacher's layers for pkd", "skip|last", "skip")
-    pilot_lr: float = option("distillation", "λ, the step of the pilot update", POSITIVE, (0.1, 0.02, 0.02, 0.02, 0.02))
+    pilot_lr: float = option("distillation", "λ, the step of the pilot update", POSITIVE, (0.1, 0.02, 2e-3, 0.02, 0.02))
     teacher_lr: float = option("distillation", "μ, rate of the meta update", POSITIVE, (5e-4, 1e-5, 1e-6, 2e-4, 2e-4))
     quiz_batch_size: int = option("distillation", "quiz examples a step, even by class", COUNT, (200, 64, 64, 64, 128))
     meta_grad: str = option("distillation", "way to the meta-gradient", MODES, (*["second_order"] * 3, "jvp", "jvp"))

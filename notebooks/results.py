@@ -1,0 +1,184 @@
+"""The README's results again: `python notebooks/results.py STUDY...` runs what is missing of a study, each row one
+command of train.py, and prints its table; "noise" is also drawn, as notebooks/figures/label_noise.png.
+
+What a row found is appended to notebooks/results.jsonl when the row is done. A row that stands there is not run again (take
+its line out to see it run), and a run that was stopped goes on. Start it in the project's folder; there it looks for `glue`
+(the folder of SST-2, MRPC and CoLA), `cifar` (that of cifar-100-binary) and `minilm` (a pretrained checkpoint); links will
+do. SST-2's published test file has no labels: 2,000 examples of its training file, always the same, are the test set here.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import train  # noqa: E402
+
+FIGURE = ROOT / "notebooks" / "figures" / "label_noise.png"
+FOUND, RUNS = ROOT / "notebooks" / "results.jsonl", "runs/results"
+SST2 = f"--task sst2 --data {RUNS}/glue --precision bf16 --seeds 5 --quiz-size 400"
+STUDENT = "--student minilm --student-layers 1,3,5"
+PAIR = f"{SST2} --train-size 1600 {STUDENT} --warmup-epochs 3"
+QUIZ = f"{SST2} --train-size 1 --methods finetune --warmup-epochs 0 --batch-size 64 --student-lr 7e-5"
+LINES = {  # what a line shows: kind of row, model; of a student also colour and style in the figure
+    "teacher": ("plain", "teacher before"),
+    "teacher tuned on the quiz": ("tuned", "student finetune"),
+    "teacher after metadistil": ("metadistil", "teacher after metadistil"),
+    "finetune": ("plain", "student finetune", "#555555", ":^"),
+    "kd": ("plain", "student kd", "#0072B2", "--o"),
+    "metadistil": ("metadistil", "student metadistil", "#E69F00", "-s"),
+    "kd from the teacher tuned on the quiz": ("tuned-kd", "student kd", "#009E73", "-.D"),
+    "student on the quiz alone": ("quiz-alone", "student finetune", "#CC79A7", ":v"),
+}
+HEARD = "--teacher-lr 3e-5 --pilot-lr 0.002 --quiz-batch-size 200"
+
+
+def taught(study: str, row: str, model: str = "teacher-before") -> str:
+    """Where, seed by seed, another row leaves a model."""
+    return f"{RUNS}/{study}/{row}/seed{{seed}}/{model}.pt"
+
+
+def studies() -> dict[str, dict[str, str]]:
+    """{study: {row: flags of train.py}}. A row may take models from rows before it."""
+    noise = {}
+    for shares in (("0.4", "0"), ("0.2",), ("0.1", "0.3")):
+        for kind, share in itertools.product(("plain", "tuned", "tuned-kd", "metadistil"), shares):
+            teacher, flipped = taught("noise", f"plain-{share}"), f"{PAIR} --epochs 3 --alpha 0.9 --label-noise {share}"
+            tuned = taught("noise", f"tuned-{share}", "student-finetune")
+            noise[f"{kind}-{share}"] = {
+                "plain": f"{flipped} --teacher minilm --teacher-epochs 8 --methods finetune,kd",
+                "tuned": f"{QUIZ} --teacher {teacher} --student {teacher} --dropout 0.1 --epochs 8",
+                "tuned-kd": f"{flipped} --teacher {tuned} --methods kd",
+                "metadistil": f"{flipped} --teacher {teacher} --methods metadistil {HEARD}",
+            }[kind]
+    noise["quiz-alone"] = f"{QUIZ} --teacher {taught('noise', 'plain-0')} {STUDENT} --epochs 27"
+    return {"noise": noise}
+
+
+def prepare():
+    """runs/results/glue: GLUE's folders; SST-2's with a test set taken from its training file."""
+    folder = Path(RUNS, "glue", "SST-2")
+    if not (folder / "test.tsv").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("train.tsv", "dev.tsv"):
+            (folder / name).write_bytes(Path("glue/SST-2", name).read_bytes())
+        header, *lines = (folder / "train.tsv").read_text().splitlines(keepends=True)
+        chosen = np.random.default_rng(0).permutation(len(lines))[:2000]
+        train.write_whole(folder / "test.tsv", "".join([header, *(lines[i] for i in sorted(chosen))]))
+
+
+def read_found() -> dict[tuple[str, str], dict]:
+    """{(study, row): {"command", "models": {title: {what: [of each seed]}}}}."""
+    lines = FOUND.read_text().splitlines() if FOUND.exists() else []
+    return {(entry["study"], entry["row"]): entry for entry in map(json.loads, lines)}
+
+
+def run_row(study: str, row: str, flags: str):
+    """Run one row to its end, in a process of one thread, from its last checkpoint if it has one; note what it found."""
+    out = f"{RUNS}/{study}/{row}"
+    given = ["--resume", out] if Path(out, "checkpoint.pt").exists() else [*flags.split(), "--out", out]
+    print(f"python train.py {' '.join(given)}", flush=True)
+    quiet = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([sys.executable, str(ROOT / "train.py"), *given], check=True, **quiet)
+    models = {}
+    for title, seeds in train.read_journal(out)[1]["results"].items():
+        models[title] = {key: [round(one["scores"][key], 6) for one in seeds] for key in seeds[0]["scores"]}
+        models[title] |= {key: [one[key] for one in seeds] for key in ("parameters", "seconds", "peak_mb")}
+    found = {"study": study, "row": row, "command": f"python train.py {flags} --out {out}", "models": models}
+    with FOUND.open("a") as file:
+        file.write(json.dumps(found).replace("NaN", "null") + "\n")
+
+
+def run_study(study: str, rows: dict[str, str], jobs: int):
+    """Run the rows that have not been run, `jobs` at a time, none before those whose models it takes."""
+    running, known = {}, read_found()
+
+    def job(row: str, needed: list):
+        for future in needed:
+            future.result()
+        run_row(study, row, rows[row])
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for row, flags in rows.items():
+            if (study, row) not in known:
+                needed = [future for other, future in running.items() if f"/{study}/{other}/" in flags]
+                running[row] = pool.submit(job, row, needed)
+        for future in running.values():
+            future.result()
+
+
+def scores(study: str, setting: str, kind: str, model: str, split: str = "test", cost: str = "") -> np.ndarray:
+    """The task's first metric on the split, or a cost, of each seed, (seeds,); (0,) if the row has not been run."""
+    found = read_found()
+    row = found.get((study, f"{kind}-{setting}"), found.get((study, kind), {"models": {model: {}}}))["models"][model]
+    return np.array(next((row[key] for key in row if key == cost or not cost and key.startswith(split)), []), float)
+
+
+def settings_of(study: str) -> list[str]:
+    """The settings, shares of wrong labels say, for which the study has a student of kd to compare with."""
+    return sorted(row.removeprefix("plain-") for of, row in read_found() if of == study and row.startswith("plain-"))
+
+
+def table(study: str, split: str = "test") -> str:
+    """What is known of a study, in Markdown: a line for each model, a column for each setting. Percent, mean ± standard
+    deviation of the seeds; of students also the difference to the setting's own kd, with its 95% interval."""
+    settings = settings_of(study)
+    rows = [["", *settings, "seconds a seed"], ["---"] * (len(settings) + 2)]
+    for label, (kind, model, *look) in LINES.items():
+        cells = []
+        for setting in settings:
+            ours, kd = scores(study, setting, kind, model, split), scores(study, setting, *LINES["kd"][:2], split)
+            differs = f"; {train.paired_difference(ours, kd)}" if look and label != "kd" and len(ours) else ""
+            cells.append(train.spread(ours) + differs if len(ours) else "")
+        costs = np.concatenate([scores(study, setting, kind, model, cost="seconds") for setting in settings])
+        rows.append([label, *cells, "" if np.isnan(costs).all() else f"{costs.mean():.0f}"])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def draw():
+    """A figure of the study "noise": the students' test accuracy over the share of wrong labels, and, seed by seed, its
+    difference to kd; means with 95% intervals."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    for place, (label, (kind, model, *look)) in enumerate((n, line) for n, line in LINES.items() if len(line) > 2):
+        of = {setting: scores("noise", setting, kind, model) for setting in settings_of("noise")}
+        of = {setting: values for setting, values in of.items() if len(values)}
+        if not of:
+            continue
+        less_kd = [values - scores("noise", setting, *LINES["kd"][:2]) for setting, values in of.items()]
+        for ax, values in zip(axes, (np.array([*of.values()]), np.array(less_kd))):  # (settings, seeds)
+            half = train.T_QUANTILES[values.shape[1] - 2] * values.std(axis=1, ddof=1) / np.sqrt(values.shape[1])
+            style = {"color": look[0], "linestyle": look[1][:-1], "marker": look[1][-1], "capsize": 3, "label": label}
+            ax.errorbar(100 * np.array([*of], float) + 0.4 * (place - 2), 100 * values.mean(axis=1), 100 * half, **style)
+    axes[0].set(xlabel="wrong training labels (%)", ylabel=f"student's test accuracy (%), {values.shape[1]} seeds")
+    axes[1].set(xlabel="wrong training labels (%)", ylabel="the same less kd's, seed by seed (points)")
+    axes[0].legend(frameon=False, fontsize=9)
+    return figure
+
+
+def main():
+    """The command line."""
+    known = studies()
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("studies", nargs="+", choices=list(known), metavar="STUDY", help=", ".join(known))
+    flags.add_argument("--jobs", type=int, default=2, help="rows at a time, each on one core [2]")
+    given = flags.parse_args()
+    prepare()
+    for study in given.studies:
+        run_study(study, known[study], given.jobs)
+        print(f"\n{study}, test\n{table(study)}\n\n{study}, dev\n{table(study, 'dev')}")
+        if study == "noise":
+            draw().savefig(FIGURE, dpi=150)
+
+
+if __name__ == "__main__":
+    main()

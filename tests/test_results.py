@@ -1,0 +1,70 @@
+"""The script behind the README's results: rows run once, after those they take models from."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "notebooks"))
+
+import results
+import train
+
+SMALL = ("--task sst2 --data builtin --train-size 60 --quiz-size 20 --student micro --teacher-epochs 1 --warmup-epochs 0"
+         " --epochs 1 --seeds 2")  # fmt: skip
+
+
+@pytest.fixture()
+def found(tmp_path, monkeypatch):
+    """Two rows, the second with the teachers of the first, run in a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(results, "FOUND", tmp_path / "results.jsonl")
+    taught = results.taught("noise", "plain-0.4")
+    rows = {"plain-0.4": f"{SMALL} --teacher micro --methods finetune,kd",
+            "metadistil-0.4": f"{SMALL} --teacher {taught} --methods metadistil"}  # fmt: skip
+    results.run_study("noise", rows, 2)
+    monkeypatch.setattr(results, "run_row", lambda *_: pytest.fail("run twice"))
+    results.run_study("noise", rows, 2)
+    return results.read_found()
+
+
+def test_rows_run_once_and_are_noted(found):
+    assert [json.loads(line)["row"] for line in results.FOUND.open()] == ["plain-0.4", "metadistil-0.4"]
+    journal = train.read_journal("runs/results/noise/metadistil-0.4")[1]["results"]
+    ours = results.scores("noise", "0.4", "metadistil", "student metadistil")
+    assert np.allclose(ours, [seed["scores"]["test accuracy"] for seed in journal["student metadistil"]], atol=1e-6)
+    assert found["noise", "metadistil-0.4"]["command"].endswith("--methods metadistil --out runs/results/noise/metadistil-0.4")
+    handed = found["noise", "metadistil-0.4"]["models"]["teacher before"]["dev accuracy"]
+    assert handed == found["noise", "plain-0.4"]["models"]["teacher before"]["dev accuracy"]
+
+
+def test_the_table_and_the_figure_compare_with_kd_seed_by_seed(found):
+    ours, kd = (results.scores("noise", "0.4", *results.LINES[label][:2]) for label in ("metadistil", "kd"))
+    lines = {line.split(" | ")[0].strip("| "): line for line in results.table("noise").splitlines()}
+    assert f"| {train.spread(ours)}; {train.paired_difference(ours, kd)} |" in lines["metadistil"]
+    assert lines["student on the quiz alone"] == "| student on the quiz alone |  |  |"  # not run, so not printed
+    pytest.importorskip("matplotlib").use("agg")
+    drawn = {bars.get_label(): bars[0].get_ydata() for bars in results.draw().axes[1].containers}
+    assert drawn["metadistil"] == pytest.approx(100 * (ours - kd).mean()) and drawn["kd"] == 0 and len(drawn) == 3
+
+
+def test_a_row_that_fails_stops_the_study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(results, "FOUND", tmp_path / "results.jsonl")
+    with pytest.raises(results.subprocess.CalledProcessError):
+        results.run_study("noise", {"plain-0": "--task nothing"}, 1)
+    assert not results.FOUND.exists()
+
+
+def test_sst2_gets_a_test_set_out_of_its_training_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "glue" / "SST-2"
+    folder.mkdir(parents=True)
+    lines = [f"sentence {n}\t{n % 2}\n" for n in range(3000)]
+    (folder / "train.tsv").write_text("".join(["sentence\tlabel\n", *lines]))
+    (folder / "dev.tsv").write_text("sentence\tlabel\na dev sentence\t1\n")
+    results.prepare()
+    task = results.train.data.load_task("sst2", "runs/results/glue", 100)
+    assert len(task.test) == 2000 and len(task.train) + len(task.quiz) == 1000
