@@ -3,8 +3,8 @@ command of train.py, and prints its table; "noise" is also drawn, as notebooks/f
 
 What a row found is appended to notebooks/results.jsonl when the row is done. A row that stands there is not run again (take
 its line out to see it run), and a run that was stopped goes on. Start it in the project's folder; there it looks for `glue`
-(the folder of SST-2, MRPC and CoLA), `cifar` (that of cifar-100-binary) and `minilm` (a pretrained checkpoint); links will
-do. SST-2's published test file has no labels: 2,000 examples of its training file, always the same, are the test set here.
+(the folder of SST-2) and `minilm` (a pretrained checkpoint); links will do. SST-2's published test file has no labels:
+2,000 examples of its training file, always the same, are the test set here.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def studies() -> dict[str, dict[str, str]]:
 
 
 def prepare():
-    """runs/results/glue: GLUE's folders; SST-2's with a test set taken from its training file."""
+    """runs/results/glue/SST-2: the published training and dev files, and a test set taken from the former."""
     folder = Path(RUNS, "glue", "SST-2")
     if not (folder / "test.tsv").exists():
         folder.mkdir(parents=True, exist_ok=True)
