@@ -152,7 +152,7 @@ RESNETS |= {f"resnet{depth}x4": ResNetConfig(depth, (32, 64, 128, 256)) for dept
 def _convolution(C: int, C_out: int, size: int, stride: int = 1) -> nn.Sequential:
     convolution = nn.Conv2d(C, C_out, size, stride, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    norm = nn.BatchNorm2d(C_out)  # its forward-mode product, which needs no grad mode, fails in bfloat16
+    norm = nn.BatchNorm2d(C_out)  # full precision without grad mode: its forward-mode product has no bfloat16
     norm.register_forward_pre_hook(lambda n, x: x if torch.is_grad_enabled() else (x[0].to(n.weight.dtype),))
     return nn.Sequential(convolution, norm)
 
