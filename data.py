@@ -126,9 +126,8 @@ def load_task(name, data=DEFAULT_DATA, quiz_size=None, seed=0, *, train_size=Non
     assert not {*train.texts} & {*quiz.texts} and not {*train.texts, *quiz.texts} & held_out, "the splits overlap"
     noise = noise if label_noise is None else label_noise
     train.labels = flip_labels(train.labels, noise, len(files.labels), seed)
-    labels, data = [*files.labels.values()], data if paths else BUILTIN
-    splits |= {"train": train, "quiz": quiz}
-    return Task(name, data, labels, len(labels) or 1, files.metrics, **splits, label_noise=noise, notes=notes)
+    labels, data, metrics = [*files.labels.values()], data if paths else BUILTIN, files.metrics
+    return Task(name, data, labels, len(labels) or 1, metrics, train, quiz, **splits, label_noise=noise, notes=notes)
 
 
 def carve(train: Split, quiz_size: int, train_size: int | None, seed: int) -> tuple[Split, Split]:

@@ -16,6 +16,8 @@ from data import InputError, expect
 METHODS, MODES = "finetune|kd|pkd|metadistil|metadistil-pkd", "|".join(metadistil.MODES)
 DEVICES = ["auto", "cpu"] + ["cuda"] * torch.cuda.is_available()
 RANDOM = [torch.random, torch.cuda][: len(DEVICES) - 1]  # what dropout is drawn from
+for function in (torch.exp, torch.log, torch.tanh):  # MKL chooses its code for each at the first call, and two threads
+    function(torch.ones(1))  # calling at once may be given a worse one (pytorch's issue 188792): here one thread calls
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # of Student's t, 97.5%, 1 to 9 degrees
 COUNT, NOT_NEGATIVE, POSITIVE, SHARE = (1, 1e9), (0, 1e30), (1e-30, 1e30), (0, 1)  # what a number may be, ends included
 
@@ -432,11 +434,10 @@ def predict_sentences(out: str, sentences):
     expect(paths, f"{out or '--out'}: expected a run with a trained model, found none; start one, or --resume it")
     trained = [(path.stem.replace("-", " "), *models.read_saved(path)) for path in paths]
     expect(all(saved["tokenizer"] for *_, saved in trained), f"{out}: expected a run on sentences, not on pictures")
-    for sentence in map(str.strip, sentences):
-        print(sentence)
-        example = tuple(sentence.split("\t", 1)) if "\t" in sentence else sentence
+    for line in map(str.strip, sentences):
+        print(line)
+        split = data.Split(np.fromiter([tuple(line.split("\t", 1)) if "\t" in line else line], object), None)
         for name, network, saved in trained:
-            split = data.Split(np.fromiter([example], object), None)
             logits = predict(network, data.encode(data.Tokenizer.from_str(saved["tokenizer"]), split))[0]  # (K,)
             p = metadistil.log_softmax(logits).exp()
             said = f"{saved['labels'][p.argmax()]:<10} {p.max():6.1%}" if saved["labels"] else f"{logits.item():.2f}"

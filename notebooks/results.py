@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ import train  # noqa: E402
 FIGURE = ROOT / "notebooks" / "figures" / "label_noise.png"
 FOUND, RUNS = ROOT / "notebooks" / "results.jsonl", "runs/results"
 SST2 = f"--task sst2 --data {RUNS}/glue --precision bf16 --seeds 5 --quiz-size 400"
+REVIEWS = "--task sst2 --data builtin --seeds 5"
 STUDENT = "--student minilm --student-layers 1,3,5"
 PAIR = f"{SST2} --train-size 1600 {STUDENT} --warmup-epochs 3"
 QUIZ = f"{SST2} --train-size 1 --methods finetune --warmup-epochs 0 --batch-size 64 --student-lr 7e-5"
@@ -46,9 +48,24 @@ def taught(study: str, row: str, model: str = "teacher-before") -> str:
     return f"{RUNS}/{study}/{row}/seed{{seed}}/{model}.pt"
 
 
+def variants(study: str, base: str, plain: str, taught_rows: list[str], anew: list[str] = []) -> dict[str, str]:
+    """{row: flags}: "plain", then rows with its teachers, then rows with teachers of their own, all named by their flags."""
+    teacher, name = f"--teacher {taught(study, 'plain')} ", lambda row: "-".join(re.sub("--(methods )?", "", row).split())
+    rows = {"plain": plain} | {name(row): teacher + row for row in taught_rows} | {name(row): row for row in anew}
+    return {row: f"{base} {flags}" for row, flags in rows.items()}
+
+
+def pictures(study: str, base: str) -> dict[str, str]:
+    """Static and dynamic; a teacher taught for another student; cross: that teacher, frozen, for the first student."""
+    rows = {"plain": "--methods finetune,kd,metadistil"}
+    rows["resnet14"] = f"--student resnet14 --methods metadistil --teacher {taught(study, 'plain')}"
+    rows["cross"] = f"--methods kd --teacher {taught(study, 'resnet14', 'teacher-after-metadistil')}"
+    return {row: f"{base} {flags}" for row, flags in rows.items()}
+
+
 def studies() -> dict[str, dict[str, str]]:
     """{study: {row: flags of train.py}}. A row may take models from rows before it."""
-    noise = {}
+    noise, meta, both = {}, "--methods metadistil ", "--methods kd,metadistil "
     for shares in (("0.4", "0"), ("0.2",), ("0.1", "0.3")):
         for kind, share in itertools.product(("plain", "tuned", "tuned-kd", "metadistil"), shares):
             teacher, flipped = taught("noise", f"plain-{share}"), f"{PAIR} --epochs 3 --alpha 0.9 --label-noise {share}"
@@ -60,7 +77,26 @@ def studies() -> dict[str, dict[str, str]]:
                 "metadistil": f"{flipped} --teacher {teacher} --methods metadistil {HEARD}",
             }[kind]
     noise["quiz-alone"] = f"{QUIZ} --teacher {taught('noise', 'plain-0')} {STUDENT} --epochs 27"
-    return {"noise": noise}
+    varied = ["", "--no-pilot", "--freeze-teacher", "--meta-every 4", "--quiz-batch-size 50"]
+    varied += ["--pilot-lr 0.02", "--pilot-lr 0.5", "--teacher-lr 1e-4", "--teacher-lr 2e-3"]
+    beside = ["--warmup-epochs 0 --epochs 55", "--warmup-epochs 20 --epochs 35", "--student tiny"]
+    beside += [*(f"--alpha {a}" for a in (0.1, 0.3, 0.5, 0.7)), *(f"--temperature {T}" for T in (1, 4, 8))]
+    harmless = [meta + row for row in varied[:1] + varied[3:5] + varied[7:8]] + [both + row for row in beside[:2]]
+    reviews = [meta + row for row in varied] + [both + row for row in beside]
+    quizzes, plain = [f"{both}--quiz-size {size}" for size in (100, 180, 1000)], "--methods finetune,kd"
+    few = f"--data glue --precision bf16 --seeds 5 --teacher minilm {STUDENT} --teacher-epochs 3 --epochs 2"
+    four, improved = "--methods finetune,kd,pkd,metadistil", f"{SST2} --train-size 4000 {STUDENT} --teacher minilm"
+    two = [f"{meta}--teacher minilm,minilm{noisy}" for noisy in ("", " --noise 0.2")]
+    return {
+        "pictures": pictures("pictures", "--task cifar100 --data builtin --seeds 5"),
+        "reviews": variants("reviews", REVIEWS, plain, reviews, quizzes),
+        "right": variants("right", f"{REVIEWS} --label-noise 0", plain, harmless),
+        "mrpc": {"plain": f"--task mrpc {few} {four}"},
+        "cola": {"plain": f"--task cola {few} {four}"},
+        "improving": variants("improving", f"{improved} --epochs 2", four, [f"{meta}--warmup-epochs 0 --epochs 3"], two),
+        "noise": noise,
+        "cifar": pictures("cifar", "--task cifar100 --data cifar --train-size 10000 --precision bf16 --seeds 5"),
+    }
 
 
 def prepare():
@@ -141,6 +177,26 @@ def table(study: str, split: str = "test") -> str:
         costs = np.concatenate([scores(study, setting, kind, model, cost="seconds") for setting in settings])
         rows.append([label, *cells, "" if np.isnan(costs).all() else f"{costs.mean():.0f}"])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def overview(study: str, split: str = "test") -> str:
+    """What is known of a study, in Markdown: a line for each row, a column for each model trained in any. Percent, mean ±
+    standard deviation of the seeds; of students also the difference to the row's own kd, or else to that of the row
+    "plain", with its 95% interval; minutes are of training, all seeds together."""
+    found = {row: entry["models"] for (of, row), entry in read_found().items() if of == study}
+    known = {row: {title: of for title, of in models.items() if any(of["seconds"])} for row, models in found.items()}
+    titles = list(dict.fromkeys(title for models in known.values() for title in models))
+    lines = [["", *titles, "minutes"], ["---"] * (len(titles) + 2)]
+    for row, models in known.items():
+        kd, cells = models.get("student kd", known["plain"].get("student kd")), []
+        for title in titles:
+            of = models.get(title, {})
+            ours, theirs = (np.array(next((of[key] for key in of if key.startswith(split)), [])) for of in (of, kd))
+            differs = f"; {train.paired_difference(ours, theirs)}" if title.startswith("student") and of is not kd else ""
+            cells.append(train.spread(ours) + differs if len(ours) else "")
+        seconds = sum(np.nansum(np.array(of["seconds"], float)) for of in models.values())
+        lines.append([row.replace("-", " "), *cells, f"{seconds / 60:.0f}"])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def draw():

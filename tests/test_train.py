@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import torch
 from conftest import ROOT, save_checkpoint, shaken
 from test_data import write_cifar, write_task
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
 import metadistil
@@ -502,6 +504,29 @@ def test_a_run_on_pictures_leaves_what_it_promises(pictures, capsys):
     with pytest.raises(SystemExit) as stop:
         train.main(["--predict", "a flower", "--out", str(folder / "run")])
     assert stop.value.code == 2 and "expected a run on sentences" in capsys.readouterr().err
+
+
+class Called(TorchDispatchMode):
+    """Notes which of the functions that torch leaves to MKL are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in "acos asin atan cos erf erfc erfinv exp expm1 log log10 log1p log2 sin sqrt tan tanh".split():
+            self.names.add(name)
+        return function(*args, **kwargs or {})
+
+
+def test_what_MKL_chooses_at_the_first_call_is_called_by_one_thread_first(tmp_path, pictures):
+    with Called() as first:
+        runpy.run_path(train.__file__, run_name="imported")
+    with Called() as then:
+        train.run(small(tmp_path / "reviews", epochs=1))
+        train.run(small_pictures(pictures[0], tmp_path / "pictures", teacher_epochs=1))
+    assert {"exp", "log", "tanh"} <= then.names <= first.names
 
 
 @pytest.mark.parametrize("stop_at", [2, 6])
