@@ -50,7 +50,8 @@ def taught(study: str, row: str, model: str = "teacher-before") -> str:
 
 def variants(study: str, base: str, plain: str, taught_rows: list[str], anew: list[str] = []) -> dict[str, str]:
     """{row: flags}: "plain", then rows with its teachers, then rows with teachers of their own, all named by their flags."""
-    teacher, name = f"--teacher {taught(study, 'plain')} ", lambda row: "-".join(re.sub("--(methods )?", "", row).split())
+    teacher = f"--teacher {taught(study, 'plain')} "
+    name = lambda row: "-".join(re.sub("--(methods [a-z,]+ )?", "", row).split()) or "metadistil"  # noqa: E731
     rows = {"plain": plain} | {name(row): teacher + row for row in taught_rows} | {name(row): row for row in anew}
     return {row: f"{base} {flags}" for row, flags in rows.items()}
 
@@ -77,20 +78,18 @@ def studies() -> dict[str, dict[str, str]]:
                 "metadistil": f"{flipped} --teacher {teacher} --methods metadistil {HEARD}",
             }[kind]
     noise["quiz-alone"] = f"{QUIZ} --teacher {taught('noise', 'plain-0')} {STUDENT} --epochs 27"
-    varied = ["", "--no-pilot", "--freeze-teacher", "--meta-every 4", "--quiz-batch-size 50"]
-    varied += ["--pilot-lr 0.02", "--pilot-lr 0.5", "--teacher-lr 1e-4", "--teacher-lr 2e-3"]
-    beside = ["--warmup-epochs 0 --epochs 55", "--warmup-epochs 20 --epochs 35", "--student tiny"]
-    beside += [*(f"--alpha {a}" for a in (0.1, 0.3, 0.5, 0.7)), *(f"--temperature {T}" for T in (1, 4, 8))]
-    harmless = [meta + row for row in varied[:1] + varied[3:5] + varied[7:8]] + [both + row for row in beside[:2]]
-    reviews = [meta + row for row in varied] + [both + row for row in beside]
-    quizzes, plain = [f"{both}--quiz-size {size}" for size in (100, 180, 1000)], "--methods finetune,kd"
+    gentle, late = [meta, f"{meta}--meta-every 4", f"{meta}--teacher-lr 1e-4"], f"{both}--warmup-epochs 20 --epochs 35"
+    reviews = [*gentle, late, f"{meta}--no-pilot", *(f"{both}--alpha {alpha}" for alpha in (0.1, 0.5))]
+    reviews += [f"{both}--temperature {T}" for T in (1, 8)] + [f"{meta}--pilot-lr {rate}" for rate in (0.02, 0.5)]
+    reviews += [f"{both}{flags}" for flags in ("--alpha 0.3", "--alpha 0.7", "--temperature 4", "--student tiny")]
+    quizzes, plain = [f"{both}--quiz-size {size}" for size in (100, 1000)], "--methods finetune,kd"
     few = f"--data glue --precision bf16 --seeds 5 --teacher minilm {STUDENT} --teacher-epochs 3 --epochs 2"
     four, improved = "--methods finetune,kd,pkd,metadistil", f"{SST2} --train-size 4000 {STUDENT} --teacher minilm"
     two = [f"{meta}--teacher minilm,minilm{noisy}" for noisy in ("", " --noise 0.2")]
     return {
         "pictures": pictures("pictures", "--task cifar100 --data builtin --seeds 5"),
         "reviews": variants("reviews", REVIEWS, plain, reviews, quizzes),
-        "right": variants("right", f"{REVIEWS} --label-noise 0", plain, harmless),
+        "right": variants("right", f"{REVIEWS} --label-noise 0", plain, [*gentle, late]),
         "mrpc": {"plain": f"--task mrpc {few} {four}"},
         "cola": {"plain": f"--task cola {few} {four}"},
         "improving": variants("improving", f"{improved} --epochs 2", four, [f"{meta}--warmup-epochs 0 --epochs 3"], two),
@@ -181,19 +180,19 @@ def table(study: str, split: str = "test") -> str:
 
 def overview(study: str, split: str = "test") -> str:
     """What is known of a study, in Markdown: a line for each row, a column for each model trained in any. Percent, mean ±
-    standard deviation of the seeds; of students also the difference to the row's own kd, or else to that of the row
-    "plain", with its 95% interval; minutes are of training, all seeds together."""
+    standard deviation of the seeds; of students also the difference to the row's own kd, or else to that of the first
+    row, with its 95% interval; minutes are of training, all seeds together."""
     found = {row: entry["models"] for (of, row), entry in read_found().items() if of == study}
-    known = {row: {title: of for title, of in models.items() if any(of["seconds"])} for row, models in found.items()}
+    known = {row: {title: of for title, of in models.items() if of["seconds"][0] != 0} for row, models in found.items()}
     titles = list(dict.fromkeys(title for models in known.values() for title in models))
     lines = [["", *titles, "minutes"], ["---"] * (len(titles) + 2)]
     for row, models in known.items():
-        kd, cells = models.get("student kd", known["plain"].get("student kd")), []
+        kd, cells = models.get("student kd", next(iter(known.values())).get("student kd")), []
         for title in titles:
             of = models.get(title, {})
             ours, theirs = (np.array(next((of[key] for key in of if key.startswith(split)), [])) for of in (of, kd))
-            differs = f"; {train.paired_difference(ours, theirs)}" if title.startswith("student") and of is not kd else ""
-            cells.append(train.spread(ours) + differs if len(ours) else "")
+            differs = f"; {train.paired_difference(ours, theirs)}" if title[:7] == "student" and of and of is not kd else ""
+            cells.append(train.spread(ours) + differs if of else "")
         seconds = sum(np.nansum(np.array(of["seconds"], float)) for of in models.values())
         lines.append([row.replace("-", " "), *cells, f"{seconds / 60:.0f}"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -231,7 +230,8 @@ def main():
     prepare()
     for study in given.studies:
         run_study(study, known[study], given.jobs)
-        print(f"\n{study}, test\n{table(study)}\n\n{study}, dev\n{table(study, 'dev')}")
+        show = table if study == "noise" else overview
+        print(f"\n{study}, test\n{show(study)}\n\n{study}, dev\n{show(study, 'dev')}")
         if study == "noise":
             draw().savefig(FIGURE, dpi=150)
 

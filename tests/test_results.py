@@ -50,6 +50,27 @@ def test_the_table_and_the_figure_compare_with_kd_seed_by_seed(found):
     assert drawn["metadistil"] == pytest.approx(100 * (ours - kd).mean()) and drawn["kd"] == 0 and len(drawn) == 3
 
 
+def test_the_overview_shows_what_each_row_trained_beside_the_kd_it_is_compared_with(found):
+    title, plain, taught = (line.strip("| ").split(" | ") for line in results.overview("noise").splitlines() if "---" not in line)
+    ours, kd = (results.scores("noise", "0.4", *results.LINES[label][:2]) for label in ("metadistil", "kd"))
+    assert title[:4] == ["teacher before", "student finetune", "student kd", "student metadistil"]
+    assert plain[:2] == ["plain 0.4", train.spread(results.scores("noise", "0.4", "plain", "teacher before"))]
+    assert plain[3] == train.spread(kd) and taught[1:4] == ["", "", ""]  # a teacher taken over, no kd of its own
+    assert taught[4] == f"{train.spread(ours)}; {train.paired_difference(ours, kd)}"
+
+
+def test_rows_are_named_by_their_flags_and_take_the_first_ones_teachers():
+    rows = results.variants("some", "--task sst2", "--methods kd", ["--methods metadistil --alpha 0.1", "--methods metadistil "], ["--epochs 3"])
+    assert list(rows) == ["plain", "alpha-0.1", "metadistil", "epochs-3"]
+    assert rows["alpha-0.1"] == "--task sst2 --teacher runs/results/some/plain/seed{seed}/teacher-before.pt --methods metadistil --alpha 0.1"
+    assert rows["epochs-3"] == "--task sst2 --epochs 3"
+    for study, rows in results.studies().items():  # every row is one that train.py takes, after the rows it depends on
+        for row, flags in rows.items():
+            assert set(train.parse(flags.split())) <= {*train.Config.__dataclass_fields__}
+            taken = [other for other in rows if f"/{study}/{other}/" in flags]
+            assert all(list(rows).index(other) < list(rows).index(row) for other in taken)
+
+
 def test_a_row_that_fails_stops_the_study(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(results, "FOUND", tmp_path / "results.jsonl")
