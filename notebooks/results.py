@@ -3,8 +3,8 @@ command of train.py, and prints its table; "noise" is also drawn, as notebooks/f
 
 What a row found is appended to notebooks/results.jsonl when the row is done. A row that stands there is not run again (take
 its line out to see it run), and a run that was stopped goes on. Start it in the project's folder; there it looks for `glue`
-(the folder of SST-2) and `minilm` (a pretrained checkpoint); links will do. SST-2's published test file has no labels:
-2,000 examples of its training file, always the same, are the test set here.
+(GLUE's tasks), `cifar` (CIFAR-100) and `minilm` (a pretrained checkpoint), as far as a study needs them; links will do.
+SST-2's published test file has no labels: 2,000 examples of its training file, always the same, are the test set here.
 """
 
 import argparse
@@ -123,13 +123,23 @@ def run_row(study: str, row: str, flags: str):
     print(f"python train.py {' '.join(given)}", flush=True)
     quiet = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run([sys.executable, str(ROOT / "train.py"), *given], check=True, **quiet)
-    models = {}
-    for title, seeds in train.read_journal(out)[1]["results"].items():
+    with FOUND.open("a") as file:
+        file.write(json.dumps(noted(study, row, flags)).replace("NaN", "null") + "\n")
+
+
+def noted(study: str, row: str, flags: str) -> dict:
+    """What is noted of a finished row: the scores and costs of each model, of each seed; "by_epoch" are those on dev."""
+    out, models = f"{RUNS}/{study}/{row}", {}
+    config, journal = train.read_journal(out)
+    for title, seeds in journal["results"].items():
         models[title] = {key: [round(one["scores"][key], 6) for one in seeds] for key in seeds[0]["scores"]}
         models[title] |= {key: [one[key] for one in seeds] for key in ("parameters", "seconds", "peak_mb")}
-    found = {"study": study, "row": row, "command": f"python train.py {flags} --out {out}", "models": models}
-    with FOUND.open("a") as file:
-        file.write(json.dumps(found).replace("NaN", "null") + "\n")
+        models[title]["by_epoch"] = [[] for _ in seeds]
+    for entry in journal["log"]:
+        for title, scores in entry.get("scores", {}).items():
+            models[title]["by_epoch"][entry["seed"]].append(round(next(iter(scores.values())), 4))
+    command = f"python train.py {flags} --out {out}"
+    return {"study": study, "row": row, "command": command, "warmup_epochs": config.warmup_epochs, "models": models}
 
 
 def run_study(study: str, rows: dict[str, str], jobs: int):
@@ -179,14 +189,16 @@ def table(study: str, split: str = "test") -> str:
 
 
 def overview(study: str, split: str = "test") -> str:
-    """What is known of a study, in Markdown: a line for each row, a column for each model trained in any. Percent, mean ±
-    standard deviation of the seeds; of students also the difference to the row's own kd, or else to that of the first
-    row, with its 95% interval; minutes are of training, all seeds together."""
+    """What is known of a study, in Markdown: a line for each row, named by the flags that set it apart from the first, and a
+    column for each model trained in any. Percent, mean ± standard deviation of the seeds; of students also the difference
+    to the row's own kd, or else to the first row's, with its 95% interval. Minutes are of training, all seeds together."""
     found = {row: entry["models"] for (of, row), entry in read_found().items() if of == study}
     known = {row: {title: of for title, of in models.items() if of["seconds"][0] != 0} for row, models in found.items()}
     titles = list(dict.fromkeys(title for models in known.values() for title in models))
     lines = [["", *titles, "minutes"], ["---"] * (len(titles) + 2)]
+    flags = {row: re.findall(r"--\S+ [^-]\S*|--\S+", read_found()[study, row]["command"]) for row in known}
     for row, models in known.items():
+        own = [flag for flag in flags[row] if flag not in [*flags.values()][0] and not re.search("pt$|methods|out", flag)]
         kd, cells = models.get("student kd", next(iter(known.values())).get("student kd")), []
         for title in titles:
             of = models.get(title, {})
@@ -194,8 +206,27 @@ def overview(study: str, split: str = "test") -> str:
             differs = f"; {train.paired_difference(ours, theirs)}" if title[:7] == "student" and of and of is not kd else ""
             cells.append(train.spread(ours) + differs if of else "")
         seconds = sum(np.nansum(np.array(of["seconds"], float)) for of in models.values())
-        lines.append([row.replace("-", " "), *cells, f"{seconds / 60:.0f}"])
+        lines.append([f"`{' '.join(own)}`" if own else row, *cells, f"{seconds / 60:.0f}"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def costs(study: str) -> str:
+    """When is a method at its best, and when where kd is at its best, in Markdown: mean dev scores after each epoch, their
+    highest, the seconds of training until then and until kd's highest is reached, and the peak memory. An epoch of
+    warm-up is taken to cost what one of finetune costs, the others of a method share the rest evenly."""
+    rows = [["", "best on dev, %", "after epoch", "seconds", "seconds to kd's best", "peak MB"], ["---"] * 6]
+    of = {title: (entry, model) for (name, row), entry in read_found().items() if name == study and row in ("plain", "metadistil")
+          for title, model in entry["models"].items() if title.startswith("student")}  # fmt: skip
+    curves = {title: np.mean(model["by_epoch"], axis=0) for title, (_, model) in of.items()}  # (epochs,)
+    plain = np.mean(of["student finetune"][1]["seconds"]) / len(curves["student finetune"])
+    for title, (entry, model) in of.items():
+        epochs, warmup = np.arange(1, len(curves[title]) + 1), entry["warmup_epochs"] if title != "student finetune" else 0
+        later = (np.mean(model["seconds"]) - warmup * plain) / (len(epochs) - warmup)
+        seconds = plain * np.minimum(epochs, warmup) + later * np.maximum(0, epochs - warmup)  # (epochs,)
+        best, level = curves[title].argmax(), np.flatnonzero(curves[title] >= curves["student kd"].max())[:1]
+        cells = [f"{100 * curves[title][best]:.1f}", str(best + 1), f"{seconds[best]:.0f}"]
+        rows.append([title, *cells, *([f"{seconds[n]:.0f}" for n in level] or ["–"]), f"{np.mean(model['peak_mb']):.0f}"])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def draw():
@@ -227,11 +258,14 @@ def main():
     flags.add_argument("studies", nargs="+", choices=list(known), metavar="STUDY", help=", ".join(known))
     flags.add_argument("--jobs", type=int, default=2, help="rows at a time, each on one core [2]")
     given = flags.parse_args()
-    prepare()
     for study in given.studies:
+        if f"{RUNS}/glue" in "".join(known[study].values()):
+            prepare()
         run_study(study, known[study], given.jobs)
         show = table if study == "noise" else overview
         print(f"\n{study}, test\n{show(study)}\n\n{study}, dev\n{show(study, 'dev')}")
+        if (study, "metadistil") in read_found():
+            print(f"\n{study}, what the best scores cost\n{costs(study)}")
         if study == "noise":
             draw().savefig(FIGURE, dpi=150)
 

@@ -36,6 +36,9 @@ def test_rows_run_once_and_are_noted(found):
     ours = results.scores("noise", "0.4", "metadistil", "student metadistil")
     assert np.allclose(ours, [seed["scores"]["test accuracy"] for seed in journal["student metadistil"]], atol=1e-6)
     assert found["noise", "metadistil-0.4"]["command"].endswith("--methods metadistil --out runs/results/noise/metadistil-0.4")
+    log = [json.loads(line) for line in Path("runs/results/noise/metadistil-0.4/metrics.jsonl").open()]
+    of = [entry["scores"]["student metadistil"]["dev accuracy"] for entry in log if "epoch" in entry and entry["stage"] == "metadistil"]
+    assert np.allclose(np.ravel(found["noise", "metadistil-0.4"]["models"]["student metadistil"]["by_epoch"]), of, atol=1e-4)
     handed = found["noise", "metadistil-0.4"]["models"]["teacher before"]["dev accuracy"]
     assert handed == found["noise", "plain-0.4"]["models"]["teacher before"]["dev accuracy"]
 
@@ -54,9 +57,24 @@ def test_the_overview_shows_what_each_row_trained_beside_the_kd_it_is_compared_w
     title, plain, taught = (line.strip("| ").split(" | ") for line in results.overview("noise").splitlines() if "---" not in line)
     ours, kd = (results.scores("noise", "0.4", *results.LINES[label][:2]) for label in ("metadistil", "kd"))
     assert title[:4] == ["teacher before", "student finetune", "student kd", "student metadistil"]
-    assert plain[:2] == ["plain 0.4", train.spread(results.scores("noise", "0.4", "plain", "teacher before"))]
+    assert plain[:2] == ["plain-0.4", train.spread(results.scores("noise", "0.4", "plain", "teacher before"))]
     assert plain[3] == train.spread(kd) and taught[1:4] == ["", "", ""]  # a teacher taken over, no kd of its own
     assert taught[4] == f"{train.spread(ours)}; {train.paired_difference(ours, kd)}"
+
+
+def test_what_a_best_score_costs():
+    """By hand: 2 epochs of labels at 10 s, then 3 of kd at 20 s, or 4 of metadistil at 50 s; means over two seeds."""
+    curves = {"student finetune": [[0.5] * 6, [0.5] * 6], "student kd": [[0.5, 0.6, 0.6, 0.8, 0.7], [0.5, 0.6, 0.6, 0.8, 0.7]],
+              "student metadistil": [[0.5, 0.6, 0.7, 0.7, 0.9, 0.8], [0.5, 0.6, 0.7, 0.9, 0.9, 0.9]]}  # fmt: skip
+    seconds = {"student finetune": [50, 70], "student kd": [80, 80], "student metadistil": [200, 240]}
+    models = {title: {"by_epoch": curves[title], "seconds": seconds[title], "peak_mb": [400, 402]} for title in curves}
+    entries = [{"study": "s", "row": "plain", "warmup_epochs": 2, "models": dict(list(models.items())[:2])},
+               {"study": "s", "row": "metadistil", "warmup_epochs": 2, "models": dict(list(models.items())[2:])}]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "read_found", lambda: {("s", entry["row"]): entry for entry in entries})
+        lines = results.costs("s").splitlines()
+    assert lines[2:] == ["| student finetune | 50.0 | 1 | 10 | – | 401 |", "| student kd | 80.0 | 4 | 60 | 60 | 401 |",
+                         "| student metadistil | 90.0 | 5 | 170 | 120 | 401 |"]  # fmt: skip
 
 
 def test_rows_are_named_by_their_flags_and_take_the_first_ones_teachers():
