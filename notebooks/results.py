@@ -37,9 +37,11 @@ LINES = {  # what a line shows: kind of row, model; of a student also colour and
     "finetune": ("plain", "student finetune", "#555555", ":^"),
     "kd": ("plain", "student kd", "#0072B2", "--o"),
     "metadistil": ("metadistil", "student metadistil", "#E69F00", "-s"),
+    "kd without the quiz's labels": ("withheld", "student metadistil", "#56B4E9", ":P"),
     "kd from the teacher tuned on the quiz": ("tuned-kd", "student kd", "#009E73", "-.D"),
     "student on the quiz alone": ("quiz-alone", "student finetune", "#CC79A7", ":v"),
 }
+DEAF = "--teacher-lr 1e-30 --meta-every 1000000"  # one quiz, at the first step, which moves the teacher by nothing
 HEARD = "--teacher-lr 3e-5 --pilot-lr 0.002 --quiz-batch-size 200"
 
 
@@ -68,13 +70,14 @@ def studies() -> dict[str, dict[str, str]]:
     """{study: {row: flags of train.py}}. A row may take models from rows before it."""
     noise, meta, both = {}, "--methods metadistil ", "--methods kd,metadistil "
     for shares in (("0.4", "0"), ("0.2",), ("0.1", "0.3")):
-        for kind, share in itertools.product(("plain", "tuned", "tuned-kd", "metadistil"), shares):
+        for kind, share in itertools.product(("plain", "tuned", "tuned-kd", "withheld", "metadistil"), shares):
             teacher, flipped = taught("noise", f"plain-{share}"), f"{PAIR} --epochs 3 --alpha 0.9 --label-noise {share}"
             tuned = taught("noise", f"tuned-{share}", "student-finetune")
             noise[f"{kind}-{share}"] = {
                 "plain": f"{flipped} --teacher minilm --teacher-epochs 8 --methods finetune,kd",
                 "tuned": f"{QUIZ} --teacher {teacher} --student {teacher} --dropout 0.1 --epochs 8",
                 "tuned-kd": f"{flipped} --teacher {tuned} --methods kd",
+                "withheld": f"{flipped} --teacher {teacher} --methods metadistil {DEAF}",
                 "metadistil": f"{flipped} --teacher {teacher} --methods metadistil {HEARD}",
             }[kind]
     noise["quiz-alone"] = f"{QUIZ} --teacher {taught('noise', 'plain-0')} {STUDENT} --epochs 27"

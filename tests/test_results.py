@@ -89,6 +89,12 @@ def test_rows_are_named_by_their_flags_and_take_the_first_ones_teachers():
             assert all(list(rows).index(other) < list(rows).index(row) for other in taken)
 
 
+@pytest.mark.parametrize("show, study", [("table", "noise"), ("overview", "reviews"), ("overview", "right"), ("costs", "reviews")])
+def test_the_readme_prints_what_is_on_record(show, study):
+    readme = (results.ROOT / "README.md").read_text().splitlines()
+    assert set(getattr(results, show)(study).splitlines()[2:]) <= set(readme)
+
+
 def test_a_row_that_fails_stops_the_study(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(results, "FOUND", tmp_path / "results.jsonl")
