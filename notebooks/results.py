@@ -201,7 +201,7 @@ def overview(study: str, split: str = "test") -> str:
     lines = [["", *titles, "minutes"], ["---"] * (len(titles) + 2)]
     flags = {row: re.findall(r"--\S+ [^-]\S*|--\S+", read_found()[study, row]["command"]) for row in known}
     for row, models in known.items():
-        own = [flag for flag in flags[row] if flag not in [*flags.values()][0] and not re.search("pt$|methods|out", flag)]
+        own = [flag for flag in flags[row] if flag not in [*flags.values()][0] and not re.search("pt$|^--methods|^--out", flag)]
         kd, cells = models.get("student kd", next(iter(known.values())).get("student kd")), []
         for title in titles:
             of = models.get(title, {})
