@@ -293,8 +293,7 @@ class Encoded:
 
     def batch(self, rows: np.ndarray, crop=None) -> tuple[dict, torch.Tensor]:
         """(inputs, labels) of the rows, on the inputs' device: (B, T), padded to the longest of them by 0, and (B,).
-        Pictures (B, 3, 32, 32) are normalised, channels last in memory; with a seed as `crop` each is first cut out
-        of itself framed by 4 black pixels, at random, in its own size, and half of them are mirrored."""
+        Pictures (B, 3, 32, 32) are normalised, channels last in memory; with a seed as `crop` cropped and mirrored."""
         token, device = np.arange(self.lengths[rows].max()), next(iter(self.inputs.values())).device
         real = token < self.lengths[rows, None]  # (B, T)
         places = torch.from_numpy(np.where(real, self.starts[rows, None] + token, -1)).to(device)
@@ -308,7 +307,7 @@ class Encoded:
 
 
 def crop_and_mirror(images: torch.Tensor, seed) -> torch.Tensor:
-    """(B, 3, 32, 32) -> (B, 3, 32, 32): a whole batch at once, by its pixels' rows and columns (B, 32)."""
+    """(B, 3, 32, 32) -> the same: at random cut out of itself in a frame of 4 black pixels; half of them mirrored."""
     draws = np.random.default_rng(seed).integers(0, (9, 9, 2), (len(images), 3))
     top, left, mirrored = torch.from_numpy(draws).to(images.device).T[..., None]  # (B, 1) each
     side, one = torch.arange(32, device=images.device), torch.arange(len(images), device=images.device)

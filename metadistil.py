@@ -200,9 +200,8 @@ def meta_gradient(student, teachers, batch, quiz, *, pilot_lr, mode="second_orde
 
 
 def through_teachers(teachers, inputs, z_T, told, micro_batch=None) -> list[Tensor]:
-    """∇_{θ_T} L_q of what the teachers are told, ∂L_q/∂z_T (B, K): one ordinary backward pass from their outputs z_T.
-    It is a sum over examples. With `micro_batch` it is had by so many examples at a time, through a forward pass of
-    their own, and z_T needs no graph. A parameter that requires no gradient gets a zero."""
+    """∇_{θ_T} L_q of what the teachers are told, ∂L_q/∂z_T (B, K): an ordinary backward pass from their outputs z_T, or
+    with `micro_batch` so many examples at a time, z_T having no graph. A zero for what requires no gradient."""
     theta_T, size = parameters_of(teachers), micro_batch or len(z_T[0])
     learning, total = [theta for theta in theta_T if theta.requires_grad], None
     for first in range(0, len(z_T[0]), size) if learning else ():
@@ -220,10 +219,12 @@ def rows_of(inputs, rows: slice):
 
 
 def quiz_gradient(student, theta_S_prime, quiz) -> tuple[Tensor, dict[str, Tensor]]:
-    """The quiz: L_q = CE(f(x_q; θ′_S), y_q), and v = ∇_{θ′_S} L_q by parameter name."""
+    """The quiz: L_q = CE(f(x_q; θ′_S), y_q), and v = ∇_{θ′_S} L_q by name. A list of pairs is one quiz in parts."""
     theta = {name: value.detach().requires_grad_() for name, value in theta_S_prime.items()}
+    inputs, labels = zip(*(quiz if isinstance(quiz, list) else [quiz]))
     with without_dropout(student):
-        quiz_loss = hard_loss(forward(student, quiz[0], theta)[0], quiz[1])
+        logits = torch.cat([forward(student, part, theta)[0] for part in inputs])
+    quiz_loss = hard_loss(logits, torch.cat(labels))
     v = torch.autograd.grad(quiz_loss, list(theta.values()), materialize_grads=True)
     return quiz_loss.detach(), dict(zip(theta, v))
 

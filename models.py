@@ -132,9 +132,8 @@ class Encoder(nn.Module):
             layers.append(block(layers[-1], mask.bool()[:, None, None, :]))
         pooled = getattr(torch, self.config.pooler)(self.pooler(layers[-1][:, 0]))  # (B, D)
         logits = self.classifier(self.dropout(pooled))
-        if not self.patient_layers:
-            return logits
-        return logits, torch.stack([layers[layer][:, 0] for layer in self.patient_layers], dim=1)
+        patient = [layers[layer][:, 0] for layer in self.patient_layers]  # (B, D) each
+        return (logits, torch.stack(patient, dim=1)) if patient else logits
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,12 @@ LINES = {  # what a line shows: kind of row, model; of a student also colour and
     "finetune": ("plain", "student finetune", "#555555", ":^"),
     "kd": ("plain", "student kd", "#0072B2", "--o"),
     "metadistil": ("metadistil", "student metadistil", "#E69F00", "-s"),
+    "metadistil that learns the quiz, too": ("shared", "student metadistil", "#D55E00", "-X"),
     "kd without the quiz's labels": ("withheld", "student metadistil", "#56B4E9", ":P"),
     "kd from the teacher tuned on the quiz": ("tuned-kd", "student kd", "#009E73", "-.D"),
     "student on the quiz alone": ("quiz-alone", "student finetune", "#CC79A7", ":v"),
 }
-DEAF = "--teacher-lr 1e-30 --meta-every 1000000"  # one quiz, at the first step, which moves the teacher by nothing
+DEAF = "--teacher-lr 0 --meta-every 1000000"  # the teacher stays as it is; one quiz, at the first step, is sat
 HEARD = "--teacher-lr 3e-5 --pilot-lr 0.002 --quiz-batch-size 200"
 
 
@@ -70,7 +71,7 @@ def studies() -> dict[str, dict[str, str]]:
     """{study: {row: flags of train.py}}. A row may take models from rows before it."""
     noise, meta, both = {}, "--methods metadistil ", "--methods kd,metadistil "
     for shares in (("0.4", "0"), ("0.2",), ("0.1", "0.3")):
-        for kind, share in itertools.product(("plain", "tuned", "tuned-kd", "withheld", "metadistil"), shares):
+        for kind, share in itertools.product(("plain", "tuned", "tuned-kd", "withheld", "metadistil", "shared"), shares):
             teacher, flipped = taught("noise", f"plain-{share}"), f"{PAIR} --epochs 3 --alpha 0.9 --label-noise {share}"
             tuned = taught("noise", f"tuned-{share}", "student-finetune")
             noise[f"{kind}-{share}"] = {
@@ -79,6 +80,7 @@ def studies() -> dict[str, dict[str, str]]:
                 "tuned-kd": f"{flipped} --teacher {tuned} --methods kd",
                 "withheld": f"{flipped} --teacher {teacher} --methods metadistil {DEAF}",
                 "metadistil": f"{flipped} --teacher {teacher} --methods metadistil {HEARD}",
+                "shared": f"{flipped} --teacher {teacher} --methods metadistil {HEARD} --learn-quiz",
             }[kind]
     noise["quiz-alone"] = f"{QUIZ} --teacher {taught('noise', 'plain-0')} {STUDENT} --epochs 27"
     gentle, late = [meta, f"{meta}--meta-every 4", f"{meta}--teacher-lr 1e-4"], f"{both}--warmup-epochs 20 --epochs 35"

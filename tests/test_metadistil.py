@@ -495,6 +495,16 @@ def test_a_frozen_teacher_hears_the_quiz_and_the_student_learns_as_in_kd():
     assert all(map(torch.equal, *results))
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_quiz_in_parts_is_the_same_quiz(mode):
+    student, teachers, batch, quiz = encoder_case(torch.float64)
+    parts = [({name: part[rows] for name, part in quiz[0].items()}, quiz[1][rows]) for rows in (slice(0, 1), slice(1, None))]
+    whole = metadistil.meta_gradient(student, teachers, batch, quiz, pilot_lr=0.1, mode=mode)
+    found = metadistil.meta_gradient(student, teachers, batch, parts, pilot_lr=0.1, mode=mode)
+    assert found.quiz_loss.item() == pytest.approx(whole.quiz_loss.item(), rel=1e-12)
+    assert relative_difference(found.grads, whole.grads) < 1e-9
+
+
 def test_a_kept_pilot_is_where_the_student_stays():
     student, teachers, batch, quiz = encoder_case(torch.float32)
     expected = metadistil.pilot_update(student, batch, metadistil.teach(teachers, batch[0]), 0.2)

@@ -428,8 +428,8 @@ def test_pkd_matches_hidden_states_alone_and_inside_metadistil(checkpoints, tmp_
     assert train.stage(context, "pkd")[0]["student pkd"].patient_layers == (1,)
 
 
-def test_a_frozen_teacher_makes_metadistil_equal_to_kd(tmp_path):
-    train.run(small(tmp_path / "run", methods="kd,metadistil", freeze_teacher=True))
+def test_a_teacher_that_stays_makes_metadistil_equal_to_kd(tmp_path):
+    train.run(small(tmp_path / "run", methods="kd,metadistil", teacher_lr=0.0, learn_quiz=True))
     weights = numbers_of(tmp_path / "run")[1]
     for one, other in (("student-kd", "student-metadistil"), ("teacher-before", "teacher-after-metadistil")):
         one, other = weights[f"seed0/{one}.pt"], weights[f"seed0/{other}.pt"]
@@ -564,8 +564,40 @@ def test_a_quiz_is_sat_on_whole_pictures(pictures, monkeypatch):
     train.stage(context, "metadistil")[3](7, None)  # the first step after the warm-up
     whole = data.encode(None, context.task.quiz).batch(np.arange(len(context.task.quiz)))[0]["images"]
     among = lambda images: [any(torch.equal(one, other) for other in whole) for one in images]  # noqa: E731
-    assert len(seen["quiz"][1]) == 16 and all(among(seen["quiz"][0]["student"]["images"]))
+    ((quiz, labels),) = seen["quiz"]  # in one part, for BatchNorm
+    assert len(labels) == 16 and all(among(quiz["student"]["images"]))
     assert not any(among(seen["batch"][0]["student"]["images"]))
+
+
+def test_a_quiz_with_long_sentences_is_sat_in_parts_of_like_length(tmp_path, monkeypatch):
+    write_task(tmp_path, "sst2", 60)
+    file = tmp_path / "SST-2" / "train.tsv"
+    file.write_text(file.read_text() + "".join(f"one {'very ' * 30}long {i}\t{i % 2}\n" for i in range(15)))
+    given = {"data": str(tmp_path), "train_size": 20, "quiz_size": 50, "quiz_batch_size": 24, "methods": "metadistil"}
+    context, seen = train.Seed(train.resolve(small(tmp_path / "run", **given)), 0), {}
+    monkeypatch.setattr(context, "model", lambda role, saved="": torch.nn.Linear(1, 1))
+    monkeypatch.setattr(metadistil, "metadistil_step", lambda *given, **_: seen.update(quiz=given[3]) or [0])
+    train.stage(context, "metadistil")[3](7, None)  # the first step after the warm-up
+    shapes = [tuple(inputs["student"]["input_ids"].shape) for inputs, _ in seen["quiz"]]
+    n, both = len(context.task.train), context.read["student"]["train+quiz"]
+    rows = n + data.sample_quiz(both.labels[n:], 24, 0, 7)
+    assert len(shapes) > 1 and sum(map(math.prod, shapes)) < 0.7 * len(rows) * both.lengths[rows].max()
+    sentences = sorted(tuple(ids[mask].tolist()) for inputs, _ in seen["quiz"]
+                       for ids, mask in zip(inputs["student"]["input_ids"], inputs["student"]["attention_mask"]))  # fmt: skip
+    assert sentences == sorted(tuple(both.batch(rows[[i]])[0]["input_ids"][0].tolist()) for i in range(24))
+
+
+@pytest.mark.parametrize("learn_quiz", [False, True])
+def test_the_quiz_is_kept_from_the_student_unless_it_is_to_learn_it(tmp_path, monkeypatch, learn_quiz):
+    context, trained_on = train.Seed(train.resolve(small(tmp_path / "run", learn_quiz=learn_quiz)), 0), []
+    monkeypatch.setattr(metadistil, "real_update", lambda *given, **_: trained_on.extend(given[2]) or torch.zeros(()))
+    monkeypatch.setattr(context, "batch", lambda rows, step=None: rows)
+    monkeypatch.setattr(context, "model", lambda role, saved="": torch.nn.Linear(1, 1))
+    step = train.stage(context, "metadistil")[3]
+    for k in range(context.steps_per_epoch):  # an epoch of the warm-up
+        step(k, None)
+    everything = set(range(80)) if learn_quiz else set(range(60))
+    assert set(trained_on) == everything
 
 
 def test_a_taught_teacher_teaches_another_student_as_it_is(pictures, tmp_path):
