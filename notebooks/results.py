@@ -189,7 +189,8 @@ def table(study: str, split: str = "test") -> str:
             differs = f"; {train.paired_difference(ours, kd)}" if look and label != "kd" and len(ours) else ""
             cells.append(train.spread(ours) + differs if len(ours) else "")
         costs = np.concatenate([scores(study, setting, kind, model, cost="seconds") for setting in settings])
-        rows.append([label, *cells, "" if np.isnan(costs).all() else f"{costs.mean():.0f}"])
+        if any(cells):
+            rows.append([label, *cells, "" if np.isnan(costs).all() else f"{costs.mean():.0f}"])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
