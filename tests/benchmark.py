@@ -224,6 +224,23 @@ def main():
     real = sum(bench.encoded.lengths)
     computed = sum(len(rows) * bench.encoded.lengths[rows].max() for rows in bench.batches)
     print(f"An epoch of {given.data}: {computed:,} tokens computed for {real:,} real ones, {computed / real:.3f} times.")
+    whole, parts = quiz_padding(given.data)
+    print(f"A quiz of it: {whole:.2f} times if padded to its longest, {parts:.2f} times in the parts in which it is sat.")
+
+
+def quiz_padding(name: str, steps: int = 100) -> tuple[float, float]:
+    """Tokens of a run's quizzes for each real one: if every sentence were padded to the longest, and as they are sat."""
+    context, seen = train.Seed(train.resolve(train.Config(data=name)), 0), []
+    context.model = lambda role, saved="": torch.nn.Linear(1, 1)  # nobody sits them here
+    take, metadistil.metadistil_step = metadistil.metadistil_step, lambda *given, **_: seen.append(given[3]) or [0]
+    step, warmup = train.stage(context, "metadistil")[3], context.config.warmup_epochs * context.steps_per_epoch
+    for k in range(warmup, warmup + steps):
+        step(k, None)
+    metadistil.metadistil_step = take
+    masks = [[inputs["student"]["attention_mask"] for inputs, _ in quiz] for quiz in seen]  # (B, T) each
+    real, parts = (sum(count(mask) for quiz in masks for mask in quiz) for count in (torch.count_nonzero, torch.numel))
+    whole = sum(sum(map(len, quiz)) * max(mask.shape[1] for mask in quiz) for quiz in masks)
+    return whole / int(real), parts / int(real)
 
 
 def agree(bench):
