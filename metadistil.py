@@ -105,9 +105,8 @@ def without_dropout(student: nn.Module):
 
 
 def pilot_update(student, batch, teacher_logits, pilot_lr, *, create_graph=True, trace=None, **soft):
-    """Algorithm 1, pilot update: θ′_S = θ_S − λ ∇_{θ_S} L_S(x; θ_S, θ_T), on a copy.
-    Returns theta_S_prime by parameter name; the student is untouched. With `create_graph` it is
-    differentiable in teacher_logits (B, K), which may also be a teacher's outputs (logits, states)."""
+    """Algorithm 1, pilot update: θ′_S = θ_S − λ ∇_{θ_S} L_S(x; θ_S, θ_T), on a copy; the student is untouched. Returns
+    theta_S_prime by name, with `create_graph` differentiable in teacher_logits (B, K), or outputs (logits, states)."""
     inputs, labels = batch
     theta_S = {n: p.detach().requires_grad_() for n, p in student.named_parameters() if p.requires_grad}
     with without_dropout(student):

@@ -101,9 +101,8 @@ class Encoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, directory, num_labels=2, layers=None, dropout=0.1) -> "Encoder":
-        """A published checkpoint: BERT, TinyBERT, RoBERTa or DistilBERT, by its config.json and weights.
-        `layers` (0 is the first) keeps those only. A classification head comes along when its number of labels
-        agrees. What the file lacks or has to spare is warned of in one line. Raises CheckpointError."""
+        """A published BERT, TinyBERT, RoBERTa or DistilBERT; `layers` (0 is the first) keeps those only, a head comes
+        along if its labels agree in number; a warning names what is lacking or to spare. Raises CheckpointError."""
         config = replace(shape_of(str(directory)), num_labels=num_labels, dropout=dropout)
         with expecting(f"{directory}: expected the weights that config.json promises"):
             model = cls(config)

@@ -52,13 +52,14 @@ class Config:
     beta: float = option("distillation", "β, the weight of the hidden states in pkd", NOT_NEGATIVE, 100.0)
     pkd_layers: str = option("distillation", "the teacher's layers for pkd", "skip|last", "skip")
     pilot_lr: float = option("distillation", "λ, the step of the pilot update", POSITIVE, (0.1, 0.02, 2e-3, 0.02, 0.02))
-    teacher_lr: float = option("distillation", "μ, rate of the meta update", NOT_NEGATIVE, (5e-4, 1e-5, 1e-6, 2e-4, 2e-4))
+    teacher_lr: float = option("distillation", "μ, rate of the meta update", POSITIVE, (5e-4, 1e-5, 1e-6, 2e-4, 2e-4))
     quiz_batch_size: int = option("distillation", "quiz examples a step, even by class", COUNT, (200, 64, 64, 64, 128))
     meta_grad: str = option("distillation", "way to the meta-gradient", MODES, (*["second_order"] * 3, "jvp", "jvp"))
     micro_batch: int = option("distillation", "examples at a time in the teacher's backward pass [all]", COUNT)
     meta_every: int = option("distillation", "the teacher learns at every K-th step", COUNT, (1, 1, 1, 4, 4))
     no_pilot: bool = option("distillation", "ablation: the student keeps the pilot's update", None, False)
     learn_quiz: bool = option("distillation", "metadistil's student trains on the quiz's labels, too", None, False)
+    freeze_teacher: bool = option("distillation", "ablation: the teacher hears the quiz and stays", None, False)
     seeds: int = option("run", "do everything with seeds 0 to N-1", COUNT, 1)
     device: str = option("run", "auto: cuda where there is one", "|".join(DEVICES), "auto")
     precision: str = option("run", "of products; auto: bf16 where the hardware has it", "fp32|bf16|auto", "fp32")
@@ -262,13 +263,14 @@ def stage(context: Seed, name: str) -> tuple:
         for role in list(context.sources)[1:] if name != "finetune" else ():
             teachers[f"{role} after {name}"] = context.model(role, f"{role} before".replace(" ", "-"))
     learners, teachers = {title: model} | (teachers if meta else {}), list(teachers.values())
+    torch.nn.ModuleList(teachers).requires_grad_(not config.freeze_teacher)
     for reader in [model, *teachers] if name.endswith("pkd") else ():
         reader.patient_layers = matched_layers(config, reader.config, model.config)
     sgd = functools.partial(torch.optim.SGD, momentum=0.9, weight_decay=5e-4)  # Tian et al. 2020
     kind, learning = sgd if config.task == "cifar100" else torch.optim.AdamW, [model, torch.nn.ModuleList(teachers)]
     optimizers = [kind(module.parameters(), fused=True) for module in learning[: 1 + meta]]
     both, n = context.read["student"]["train+quiz"], len(context.task.train)  # the quiz stands behind the n of train
-    lengths = both.lengths[:n] if meta and not config.learn_quiz else both.lengths
+    lengths = both.lengths[:n] if meta and not (config.freeze_teacher or config.learn_quiz) else both.lengths
     batches = functools.lru_cache(1)(functools.partial(data.batches_of, lengths, config.batch_size, context.seed))
     soft = {"alpha": config.alpha, "temperature": config.temperature, "beta": config.beta}
     settings = soft | {"pilot_lr": config.pilot_lr, "mode": config.meta_grad, "micro_batch": config.micro_batch}
@@ -284,8 +286,8 @@ def stage(context: Seed, name: str) -> tuple:
         set_rate(optimizers[1], config.teacher_lr, k - warmup, total - warmup)
         rows = n + data.sample_quiz(both.labels[n:], config.quiz_batch_size, context.seed, k)
         waste = int((size := both.lengths[rows]).max() // size.mean())  # what padding to the longest would cost, times
-        parts = np.array_split(rows[np.argsort(size, kind="stable")], waste) if waste > 1 else [rows]  # of like length
-        quiz = [context.batch(part) for part in parts]
+        parts = np.array_split(rows[np.argsort(size, kind="stable")], waste)  # of like length
+        quiz = [context.batch(part) for part in parts] if waste > 1 else context.batch(rows)
         return metadistil.metadistil_step(model, teachers, batch, quiz, *optimizers, trace=trace, **settings)[0]
 
     return learners, optimizers, total, step

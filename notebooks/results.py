@@ -42,7 +42,7 @@ LINES = {  # what a line shows: kind of row, model; of a student also colour and
     "kd from the teacher tuned on the quiz": ("tuned-kd", "student kd", "#009E73", "-.D"),
     "student on the quiz alone": ("quiz-alone", "student finetune", "#CC79A7", ":v"),
 }
-DEAF = "--teacher-lr 0 --meta-every 1000000"  # the teacher stays as it is; one quiz, at the first step, is sat
+DEAF = "--teacher-lr 1e-30 --meta-every 1000000"  # one quiz, at the first step, which moves the teacher by nothing
 HEARD = "--teacher-lr 3e-5 --pilot-lr 0.002 --quiz-batch-size 200"
 
 

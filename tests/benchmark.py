@@ -237,6 +237,7 @@ def quiz_padding(name: str, steps: int = 100) -> tuple[float, float]:
     for k in range(warmup, warmup + steps):
         step(k, None)
     metadistil.metadistil_step = take
+    seen = [quiz if isinstance(quiz, list) else [quiz] for quiz in seen]
     masks = [[inputs["student"]["attention_mask"] for inputs, _ in quiz] for quiz in seen]  # (B, T) each
     real, parts = (sum(count(mask) for quiz in masks for mask in quiz) for count in (torch.count_nonzero, torch.numel))
     whole = sum(sum(map(len, quiz)) * max(mask.shape[1] for mask in quiz) for quiz in masks)
