@@ -1,5 +1,5 @@
 """Is the teacher told the truth? `python notebooks/told.py RUN` looks, in a finished run with wrong labels and two classes,
-at what the quiz would have its teachers say of the training examples, after each epoch of the student's warm-up.
+at what the quiz would have its (first) teacher say of the training examples, after each epoch of the student's warm-up.
 
 The quiz would have d = z_1 − z_0 of an example lower where ḋ = ż_1 − ż_0 > 0, with ż_S = J_S v (README, "The meta-gradient").
 That is the truth if its right label is 0. Printed is the share of examples about which the truth is told, of those whose label
@@ -35,7 +35,7 @@ def told(context: train.Seed, student, teacher, truth: np.ndarray, batches: int 
         wished = (d_dot < 0, d_dot < d_dot.mean())  # class 1, if true
         found.append([both.labels[rows] != truth[rows], *(wish == (truth[rows] == 1) for wish in wished)])
     wrong, *true = np.concatenate(found, axis=1)
-    shares = [told[wrong == label].mean() for label in (False, True) for told in true]
+    shares = [one[wrong == label].mean() for label in (False, True) for one in true]
     return [*context.scores(student, "dev").values(), *shares]
 
 
@@ -47,8 +47,8 @@ def warm_up(config: train.Config, seed: int) -> list[list[float]]:
     student, teacher = learners["student metadistil"], learners["teacher after metadistil"].requires_grad_(False)
     for epoch in range(config.warmup_epochs + 1):
         rows.append(told(context, student, teacher, truth))
-        for k in range(epoch * context.steps_per_epoch, (epoch + 1) * context.steps_per_epoch):
-            step(k, None) if epoch < config.warmup_epochs else None
+        for k in range(epoch * context.steps_per_epoch, min(epoch + 1, config.warmup_epochs) * context.steps_per_epoch):
+            step(k, None)
     return rows
 
 
