@@ -3,10 +3,9 @@
 Algorithm 1 of "BERT Learns to Teach: Knowledge Distillation with Meta Learning" (Zhou, Xu, McAuley, ACL 2022), for any
 `nn.Module` that maps an input to logits: the losses, the three updates in the paper's order, the meta-gradient.
 
-Symbols: theta_S, theta_T are the parameters of student and teacher; theta_S_prime those of the student's copy after
-the pilot update; z_S, z_T logits; B the batch size, K the number of classes; `batch`, `quiz` pairs (inputs, labels),
-`inputs` what the model's forward takes, a tensor or a dict of keyword arguments. A model returns logits, or the pair
-(logits, hidden states to be matched). `**soft` are alpha, temperature and beta of `inner_loss`.
+Symbols: theta_S, theta_T, the parameters of student and teacher; theta_S_prime, those of the student's copy after the
+pilot; z_S, z_T logits; B the batch size, K the number of classes; `batch`, `quiz` pairs (inputs, labels), `inputs` a
+tensor or a dict of keyword arguments. A model returns logits, or (logits, hidden states). `**soft`: of `inner_loss`.
 """
 
 from contextlib import contextmanager
@@ -76,12 +75,12 @@ def average_logits(list_of_teacher_logits: list[Tensor]) -> Tensor:
 
 
 def forward(model: nn.Module, inputs, theta: dict[str, Tensor] | None = None) -> tuple[Tensor, ...]:
-    """The outputs of the model, or of what it would be with the parameters theta: (logits,) or (logits, states).
+    """The outputs of the model, or of what it would be with the tensors theta: (logits,) or (logits, states).
     With theta the call is pure: buffers are cloned, so a BatchNorm layer's running statistics stay as they are.
     What a network under autocast returns in bfloat16 comes in float32: softmax, losses, contractions need it."""
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, dict) else ((inputs,), {})
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()} if theta is not None else {}
-    outputs = functional_call(model, {**(theta or {}), **buffers}, args, kwargs)
+    buffers = {name: theta.get(name, buffer).clone() for name, buffer in model.named_buffers()} if theta else {}
+    outputs = functional_call(model, (theta or {}) | buffers, args, kwargs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     return tuple(part.float() if part.dtype == torch.bfloat16 else part for part in outputs)
 
@@ -205,16 +204,16 @@ def through_teachers(teachers, inputs, z_T, told, micro_batch=None) -> list[Tens
     learning, total = [theta for theta in theta_T if theta.requires_grad], None
     for first in range(0, len(z_T[0]), size) if learning else ():
         rows = slice(first, first + size)
-        outputs = teach(teachers, rows_of(inputs, rows)) if micro_batch else z_T
+        outputs = teach(teachers, each_tensor(lambda x: x[rows], inputs)) if micro_batch else z_T
         found = torch.autograd.grad(outputs, learning, [part[rows] for part in told], materialize_grads=True)
         total = list(map(torch.add, total, found)) if total else found
     total = iter(total or ())
     return [next(total) if theta.requires_grad else torch.zeros_like(theta) for theta in theta_T]
 
 
-def rows_of(inputs, rows: slice):
-    """Those rows of every tensor of `inputs`: a tensor, or a dict of inputs."""
-    return {n: rows_of(part, rows) for n, part in inputs.items()} if isinstance(inputs, dict) else inputs[rows]
+def each_tensor(change, inputs):
+    """`change` of every tensor of `inputs`: a tensor, or a dict of inputs."""
+    return {n: each_tensor(change, x) for n, x in inputs.items()} if isinstance(inputs, dict) else change(inputs)
 
 
 def quiz_gradient(student, theta_S_prime, quiz) -> tuple[Tensor, dict[str, Tensor]]:
@@ -230,16 +229,18 @@ def quiz_gradient(student, theta_S_prime, quiz) -> tuple[Tensor, dict[str, Tenso
 
 def student_tangent(student, inputs, v, mode="jvp") -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """z_S and ż_S = J_S v: the student's outputs, and how they move when θ_S moves along v. By one forward-mode product
-    ("jvp"), or as mean and difference of two points ("finite_difference") a step scaled by 1/‖v‖ to either side."""
-    theta_S = {name: p.detach() for name, p in student.named_parameters() if name in v}
+    ("jvp"), or as mean and difference of two points a step scaled by 1/‖v‖ to either side ("finite_difference"): too
+    near to each other for the digits of float32, so these are computed, and returned, in float64."""
+    theta_S = {name: p.detach() for name, p in student.named_parameters()}
     with without_dropout(student), torch.no_grad():
         if mode == "jvp":
-            return jvp(lambda theta: forward(student, inputs, theta), (theta_S,), (v,))
-        norm = torch.stack([direction.norm() for direction in v.values()]).norm()
-        limits = torch.finfo(norm.dtype)
+            return jvp(lambda theta: forward(student, inputs, theta), ({name: theta_S[name] for name in v},), (v,))
+        wide = inputs, theta_S | dict(student.named_buffers()), v
+        inputs, theta_S, v = (each_tensor(lambda x: x.double() if x.is_floating_point() else x, part) for part in wide)
+        norm = torch.stack([direction.norm() for direction in v.values()]).norm().clamp_min(1e-300)
         # The cube root balances rounding (grows as 1/ε) against curvature (grows as ε²); 0.2 was measured best.
-        epsilon = 0.2 * limits.eps ** (1 / 3) / norm.clamp_min(limits.tiny)
-        moved = ({name: theta_S[name] + step * v[name] for name in v} for step in (-epsilon, epsilon))
+        epsilon = 0.2 * torch.finfo(torch.float64).eps ** (1 / 3) / norm
+        moved = (theta_S | {name: theta_S[name] + step * v[name] for name in v} for step in (-epsilon, epsilon))
         ends = list(zip(*(forward(student, inputs, theta) for theta in moved)))
         return tuple((b + a) / 2 for b, a in ends), tuple((a - b) / (2 * epsilon) for b, a in ends)
 

@@ -107,7 +107,6 @@ def resolve(config: Config) -> Config:
     names = (f"runs/{task.name}-{'files' if files else 'builtin'}{f'-{n}' * (n > 1)}" for n in itertools.count(1))
     config.out = config.out or next(name for name in names if not os.path.exists(name))
     expect(not config.student_layers or os.path.isdir(config.student), "--student-layers: expected a checkpoint")
-    expect((config.precision, config.meta_grad) != ("bf16", "finite_difference"), "--meta-grad: in bf16 exact only")
     expect(not (pictures and config.noise), "--noise: expected a task of sentences")
     shapes = {source: models.shape_of(source) for source in config.sources(0).values()}
     for source, shape in shapes.items():
