@@ -21,6 +21,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import models  # noqa: E402
 import train  # noqa: E402
 
 FIGURE = ROOT / "notebooks" / "figures" / "label_noise.png"
@@ -43,6 +44,7 @@ LINES = {  # what a line shows: kind of row, model; of a student also colour and
     "student on the quiz alone": ("quiz-alone", "student finetune", "#CC79A7", ":v"),
 }
 DEAF = "--teacher-lr 1e-30 --meta-every 1000000"  # one quiz, at the first step, which moves the teacher by nothing
+WRONG = ("other-ids", "half-vocabulary")  # teachers that are wrong for another reason than their labels; see `spoil`
 HEARD = "--teacher-lr 3e-5 --pilot-lr 0.002 --quiz-batch-size 200"
 
 
@@ -91,10 +93,11 @@ def studies() -> dict[str, dict[str, str]]:
     few = f"--data glue --precision bf16 --seeds 5 --teacher minilm {STUDENT} --teacher-epochs 3 --epochs 2"
     four, improved = "--methods finetune,kd,pkd,metadistil", f"{SST2} --train-size 4000 {STUDENT} --teacher minilm"
     two = [f"{meta}--teacher minilm,minilm{noisy}" for noisy in ("", " --noise 0.2")]
+    spoilt = {kind: f"{REVIEWS} --label-noise 0 --teacher {taught('right', 'plain', f'teacher-{kind}')} {both}" for kind in WRONG}
     return {
         "pictures": pictures("pictures", "--task cifar100 --data builtin --seeds 5"),
         "reviews": variants("reviews", REVIEWS, plain, reviews, quizzes),
-        "right": variants("right", f"{REVIEWS} --label-noise 0", plain, [*gentle, late]),
+        "right": variants("right", f"{REVIEWS} --label-noise 0", plain, [*gentle, late]) | spoilt,
         "mrpc": {"plain": f"--task mrpc {few} {four}"},
         "cola": {"plain": f"--task cola {few} {four}"},
         "improving": variants("improving", f"{improved} --epochs 2", four, [f"{meta}--warmup-epochs 0 --epochs 3"], two),
@@ -115,6 +118,20 @@ def prepare():
         train.write_whole(folder / "test.tsv", "".join([header, *(lines[i] for i in sorted(chosen))]))
 
 
+def spoil(path: Path, kind: str):
+    """Beside the teacher saved at `path`, the same one misreading: "other-ids", the ids of another model, whose tokens
+    stand in another order; or "half-vocabulary", which lacks every other token (of their random order)."""
+    saved, rng = models.read_saved(path)[1], np.random.default_rng(0)
+    tokenizer = json.loads(saved["tokenizer"])
+    vocabulary = tokenizer["model"]["vocab"]  # {token: id}
+    tokens = rng.permutation([token for token in vocabulary if token[0] != "["]).tolist()
+    if kind == "other-ids":
+        vocabulary |= dict(zip(tokens, sorted(vocabulary[token] for token in tokens)))
+    else:
+        tokenizer["model"]["vocab"] = {token: n for token, n in vocabulary.items() if token not in tokens[::2]}
+    train.write_whole(path.with_name(f"teacher-{kind}.pt"), saved | {"tokenizer": json.dumps(tokenizer)})
+
+
 def read_found() -> dict[tuple[str, str], dict]:
     """{(study, row): {"command", "models": {title: {what: [of each seed]}}}}."""
     lines = FOUND.read_text().splitlines() if FOUND.exists() else []
@@ -124,6 +141,9 @@ def read_found() -> dict[tuple[str, str], dict]:
 def run_row(study: str, row: str, flags: str):
     """Run one row to its end, in a process of one thread, from its last checkpoint if it has one; note what it found."""
     out = f"{RUNS}/{study}/{row}"
+    for kind in [kind for kind in WRONG if f"teacher-{kind}.pt" in flags]:
+        for path in Path(RUNS, study, "plain").glob("seed*/teacher-before.pt"):
+            spoil(path, kind)
     given = ["--resume", out] if Path(out, "checkpoint.pt").exists() else [*flags.split(), "--out", out]
     print(f"python train.py {' '.join(given)}", flush=True)
     quiet = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

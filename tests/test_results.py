@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "notebooks"))
 
 import data
 import metadistil
+import models
 import results
 import told
 import train
@@ -96,6 +98,21 @@ def test_rows_are_named_by_their_flags_and_take_the_first_ones_teachers():
 def test_the_readme_prints_what_is_on_record(show, study):
     readme = (results.ROOT / "README.md").read_text().splitlines()
     assert set(getattr(results, show)(study).splitlines()[2:]) <= set(readme)
+
+
+@pytest.mark.parametrize("kind", results.WRONG)
+def test_a_spoilt_teacher_is_the_same_network_that_misreads(tmp_path, kind):
+    train.main(f"{SMALL} --teacher micro --methods finetune --seeds 1 --out {tmp_path / 'run'}".split())
+    results.spoil(path := tmp_path / "run" / "seed0" / "teacher-before.pt", kind)
+    (_, whole), (_, spoilt) = (models.read_saved(p) for p in (path, path.with_name(f"teacher-{kind}.pt")))
+    assert all(map(torch.equal, whole["weights"].values(), spoilt["weights"].values()))
+    before, after = (data.Tokenizer.from_str(saved["tokenizer"]).get_vocab() for saved in (whole, spoilt))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    assert [after[token] for token in special] == [before[token] for token in special]
+    if kind == "other-ids":
+        assert sorted(after.values()) == sorted(before.values()) and sum(before[t] != after[t] for t in before) > 0.9 * len(before)
+    else:
+        assert after.items() < before.items() and len(after) == 4 + (len(before) - 4) // 2
 
 
 def test_a_row_that_fails_stops_the_study(tmp_path, monkeypatch):
