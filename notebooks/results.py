@@ -85,7 +85,8 @@ def studies() -> dict[str, dict[str, str]]:
                 "shared": f"{flipped} --teacher {teacher} --methods metadistil {HEARD} --learn-quiz",
             }[kind]
     noise["quiz-alone"] = f"{QUIZ} --teacher {taught('noise', 'plain-0')} {STUDENT} --epochs 27"
-    gentle, late = [meta, f"{meta}--meta-every 4", f"{meta}--teacher-lr 1e-4"], f"{both}--warmup-epochs 20 --epochs 35"
+    gentle = [meta, *(f"{meta}{flags}" for flags in ("--meta-every 4", "--teacher-lr 1e-4", "--learn-quiz"))]
+    late = f"{both}--warmup-epochs 20 --epochs 35"
     reviews = [*gentle, late, f"{meta}--no-pilot", *(f"{both}--alpha {alpha}" for alpha in (0.1, 0.5))]
     reviews += [f"{both}--temperature {T}" for T in (1, 8)] + [f"{meta}--pilot-lr {rate}" for rate in (0.02, 0.5)]
     reviews += [f"{both}{flags}" for flags in ("--alpha 0.3", "--alpha 0.7", "--temperature 4", "--student tiny")]
