@@ -3,9 +3,9 @@
 Algorithm 1 of "BERT Learns to Teach: Knowledge Distillation with Meta Learning" (Zhou, Xu, McAuley, ACL 2022), for any
 `nn.Module` that maps an input to logits: the losses, the three updates in the paper's order, the meta-gradient.
 
-Symbols: theta_S, theta_T, the parameters of student and teacher; theta_S_prime, those of the student's copy after the
-pilot; z_S, z_T logits; B the batch size, K the number of classes; `batch`, `quiz` pairs (inputs, labels), `inputs` a
-tensor or a dict of keyword arguments. A model returns logits, or (logits, hidden states). `**soft`: of `inner_loss`.
+Symbols: theta_S, theta_T parameters of student and teacher; theta_S_prime of the student's copy after the pilot; z_S,
+z_T logits; B batch size, K classes; `batch`, `quiz` pairs (inputs, labels), `inputs` a tensor or a dict of arguments;
+`**soft` alpha, temperature and beta of `inner_loss`. A model returns logits, or (logits, hidden states to match).
 """
 
 from contextlib import contextmanager
@@ -75,7 +75,7 @@ def average_logits(list_of_teacher_logits: list[Tensor]) -> Tensor:
 
 
 def forward(model: nn.Module, inputs, theta: dict[str, Tensor] | None = None) -> tuple[Tensor, ...]:
-    """The outputs of the model, or of what it would be with the tensors theta: (logits,) or (logits, states).
+    """The outputs of the model, or of what it would be with theta, parameters and perhaps buffers: (logits, [states]).
     With theta the call is pure: buffers are cloned, so a BatchNorm layer's running statistics stay as they are.
     What a network under autocast returns in bfloat16 comes in float32: softmax, losses, contractions need it."""
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, dict) else ((inputs,), {})
