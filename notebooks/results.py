@@ -69,14 +69,14 @@ def pictures(study: str, base: str) -> dict[str, str]:
     return {row: f"{base} {flags}" for row, flags in rows.items()}
 
 
-def studies() -> dict[str, dict[str, str]]:
-    """{study: {row: flags of train.py}}. A row may take models from rows before it."""
-    noise, meta, both = {}, "--methods metadistil ", "--methods kd,metadistil "
+def wrong_labels() -> dict[str, str]:
+    """The study "noise": {kind of row, share of wrong labels: flags}."""
+    rows = {}
     for shares in (("0.4", "0"), ("0.2",), ("0.1", "0.3")):
         for kind, share in itertools.product(("plain", "tuned", "tuned-kd", "withheld", "metadistil", "shared"), shares):
             teacher, flipped = taught("noise", f"plain-{share}"), f"{PAIR} --epochs 3 --alpha 0.9 --label-noise {share}"
             tuned = taught("noise", f"tuned-{share}", "student-finetune")
-            noise[f"{kind}-{share}"] = {
+            rows[f"{kind}-{share}"] = {
                 "plain": f"{flipped} --teacher minilm --teacher-epochs 8 --methods finetune,kd",
                 "tuned": f"{QUIZ} --teacher {teacher} --student {teacher} --dropout 0.1 --epochs 8",
                 "tuned-kd": f"{flipped} --teacher {tuned} --methods kd",
@@ -84,25 +84,31 @@ def studies() -> dict[str, dict[str, str]]:
                 "metadistil": f"{flipped} --teacher {teacher} --methods metadistil {HEARD}",
                 "shared": f"{flipped} --teacher {teacher} --methods metadistil {HEARD} --learn-quiz",
             }[kind]
-    noise["quiz-alone"] = f"{QUIZ} --teacher {taught('noise', 'plain-0')} {STUDENT} --epochs 27"
-    gentle = [meta, *(f"{meta}{flags}" for flags in ("--meta-every 4", "--teacher-lr 1e-4", "--learn-quiz"))]
+    rows["quiz-alone"] = f"{QUIZ} --teacher {taught('noise', 'plain-0')} {STUDENT} --epochs 27"
+    return rows
+
+
+def studies() -> dict[str, dict[str, str]]:
+    """{study: {row: flags of train.py}}. A row may take models from rows before it."""
+    plain, meta, both = "--methods finetune,kd", "--methods metadistil ", "--methods kd,metadistil "
+    gentle = [meta + flags for flags in ("", "--meta-every 4", "--teacher-lr 1e-4", "--learn-quiz")]
     late = f"{both}--warmup-epochs 20 --epochs 35"
-    reviews = [*gentle, late, f"{meta}--no-pilot", *(f"{both}--alpha {alpha}" for alpha in (0.1, 0.5))]
-    reviews += [f"{both}--temperature {T}" for T in (1, 8)] + [f"{meta}--pilot-lr {rate}" for rate in (0.02, 0.5)]
-    reviews += [f"{both}{flags}" for flags in ("--alpha 0.3", "--alpha 0.7", "--temperature 4", "--student tiny")]
-    quizzes, plain = [f"{both}--quiz-size {size}" for size in (100, 1000)], "--methods finetune,kd"
+    reviews = [*gentle, late, f"{meta}--no-pilot", *(f"{meta}--pilot-lr {rate}" for rate in (0.02, 0.5))]
+    reviews += [f"{both}--alpha {alpha}" for alpha in (0.1, 0.3, 0.5, 0.7)]
+    reviews += [*(f"{both}--temperature {T}" for T in (1, 4, 8)), f"{both}--student tiny"]
+    own = [f"{both}{flags}" for flags in ("--quiz-size 100", "--quiz-size 1000", "--teacher-epochs 160")]
     few = f"--data glue --precision bf16 --seeds 5 --teacher minilm {STUDENT} --teacher-epochs 3 --epochs 2"
-    four, improved = "--methods finetune,kd,pkd,metadistil", f"{SST2} --train-size 4000 {STUDENT} --teacher minilm"
-    two = [f"{meta}--teacher minilm,minilm{noisy}" for noisy in ("", " --noise 0.2")]
+    four, improved = "--methods finetune,kd,pkd,metadistil", f"{SST2} --train-size 2000 {STUDENT} --epochs 2"
+    one, two = [f"{meta}--warmup-epochs 0 --epochs 3", f"{both}--noise 0.2"], [f"{meta}--teacher minilm,minilm"]
     spoilt = {kind: f"{REVIEWS} --label-noise 0 --teacher {taught('right', 'plain', f'teacher-{kind}')} {both}" for kind in WRONG}
     return {
         "pictures": pictures("pictures", "--task cifar100 --data builtin --seeds 5"),
-        "reviews": variants("reviews", REVIEWS, plain, reviews, quizzes),
+        "reviews": variants("reviews", REVIEWS, plain, reviews, own),
         "right": variants("right", f"{REVIEWS} --label-noise 0", plain, [*gentle, late]) | spoilt,
         "mrpc": {"plain": f"--task mrpc {few} {four}"},
         "cola": {"plain": f"--task cola {few} {four}"},
-        "improving": variants("improving", f"{improved} --epochs 2", four, [f"{meta}--warmup-epochs 0 --epochs 3"], two),
-        "noise": noise,
+        "improving": variants("improving", improved, f"--teacher minilm {four}", one, two),
+        "noise": wrong_labels(),
         "cifar": pictures("cifar", "--task cifar100 --data cifar --train-size 10000 --precision bf16 --seeds 5"),
     }
 
@@ -219,38 +225,43 @@ def overview(study: str, split: str = "test") -> str:
     """What is known of a study, in Markdown: a line for each row, named by the flags that set it apart from the first, and a
     column for each model trained in any. Percent, mean ± standard deviation of the seeds; of students also the difference
     to the row's own kd, or else to the first row's, with its 95% interval. Minutes are of training, all seeds together."""
-    found = {row: entry["models"] for (of, row), entry in read_found().items() if of == study}
-    known = {row: {title: of for title, of in models.items() if of["seconds"][0] != 0} for row, models in found.items()}
+    everything = read_found()
+    found = {row: everything[study, row] for row in studies()[study] if (study, row) in everything}
+    known = {row: {title: of for title, of in entry["models"].items() if of["seconds"][0] != 0} for row, entry in found.items()}
     titles = list(dict.fromkeys(title for models in known.values() for title in models))
     lines = [["", *titles, "minutes"], ["---"] * (len(titles) + 2)]
-    flags = {row: re.findall(r"--\S+ [^-]\S*|--\S+", read_found()[study, row]["command"]) for row in known}
+    flags = {row: re.findall(r"--\S+ [^-]\S*|--\S+", entry["command"]) for row, entry in found.items()}
     for row, models in known.items():
         own = [flag for flag in flags[row] if flag not in [*flags.values()][0] and not re.search("pt$|^--methods|^--out", flag)]
         kd, cells = models.get("student kd", next(iter(known.values())).get("student kd")), []
         for title in titles:
             of = models.get(title, {})
             ours, theirs = (np.array(next((of[key] for key in of if key.startswith(split)), [])) for of in (of, kd))
-            differs = f"; {train.paired_difference(ours, theirs)}" if title[:7] == "student" and of and of is not kd else ""
-            cells.append(train.spread(ours) + differs if of else "")
+            differs = f"; {train.paired_difference(ours, theirs)}" if title[:7] == "student" and len(ours) and of is not kd else ""
+            cells.append(train.spread(ours) + differs if len(ours) else "")
         seconds = sum(np.nansum(np.array(of["seconds"], float)) for of in models.values())
         lines.append([f"`{' '.join(own)}`" if own else row, *cells, f"{seconds / 60:.0f}"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def costs(study: str) -> str:
-    """When is a method at its best, and when where kd is at its best, in Markdown: mean dev scores after each epoch, their
-    highest, the seconds of training until then and until kd's highest is reached, and the peak memory. An epoch of
-    warm-up is taken to cost what one of finetune costs, the others of a method share the rest evenly."""
-    rows = [["", "best on dev, %", "after epoch", "seconds", "seconds to kd's best", "peak MB"], ["---"] * 6]
+    """When is a method at its best, and when where pkd (or without it kd) is at its best, in Markdown: mean dev scores after
+    each epoch, their highest, the seconds of training until then and until the rival's highest is reached, and the peak
+    memory. An epoch of warm-up is taken to cost what one of finetune costs, the others of a method share the rest evenly.
+    Empty where the study has no metadistil beside a kd."""
     of = {title: (entry, model) for (name, row), entry in read_found().items() if name == study and row in ("plain", "metadistil")
           for title, model in entry["models"].items() if title.startswith("student")}  # fmt: skip
+    if "student metadistil" not in of:
+        return ""
+    rival = "student pkd" if "student pkd" in of else "student kd"
+    rows = [["", "best on dev, %", "after epoch", "seconds", f"seconds to {rival.split()[1]}'s best", "peak MB"], ["---"] * 6]
     curves = {title: np.mean(model["by_epoch"], axis=0) for title, (_, model) in of.items()}  # (epochs,)
     plain = np.mean(of["student finetune"][1]["seconds"]) / len(curves["student finetune"])
     for title, (entry, model) in of.items():
         epochs, warmup = np.arange(1, len(curves[title]) + 1), entry["warmup_epochs"] if title != "student finetune" else 0
         later = (np.mean(model["seconds"]) - warmup * plain) / (len(epochs) - warmup)
         seconds = plain * np.minimum(epochs, warmup) + later * np.maximum(0, epochs - warmup)  # (epochs,)
-        best, level = curves[title].argmax(), np.flatnonzero(curves[title] >= curves["student kd"].max())[:1]
+        best, level = curves[title].argmax(), np.flatnonzero(curves[title] >= curves[rival].max())[:1]
         cells = [f"{100 * curves[title][best]:.1f}", str(best + 1), f"{seconds[best]:.0f}"]
         rows.append([title, *cells, *([f"{seconds[n]:.0f}" for n in level] or ["–"]), f"{np.mean(model['peak_mb']):.0f}"])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
@@ -291,8 +302,8 @@ def main():
         run_study(study, known[study], given.jobs)
         show = table if study == "noise" else overview
         print(f"\n{study}, test\n{show(study)}\n\n{study}, dev\n{show(study, 'dev')}")
-        if (study, "metadistil") in read_found():
-            print(f"\n{study}, what the best scores cost\n{costs(study)}")
+        if what := costs(study):
+            print(f"\n{study}, what the best scores cost\n{what}")
         if study == "noise":
             draw().savefig(FIGURE, dpi=150)
 
