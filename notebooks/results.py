@@ -223,22 +223,23 @@ def table(study: str, split: str = "test") -> str:
 
 def overview(study: str, split: str = "test") -> str:
     """What is known of a study, in Markdown: a line for each row, named by the flags that set it apart from the first, and a
-    column for each model trained in any. Percent, mean ± standard deviation of the seeds; of students also the difference
-    to the row's own kd, or else to the first row's, with its 95% interval. Minutes are of training, all seeds together."""
+    column for each model trained in any. Percent, mean ± standard deviation of the seeds; of students also the difference,
+    with its 95% interval, to a kd of the same size: the row's own where it stands beside a metadistil, else the first row's.
+    Minutes are of training, all seeds together."""
     everything = read_found()
     found = {row: everything[study, row] for row in studies()[study] if (study, row) in everything}
     known = {row: {title: of for title, of in entry["models"].items() if of["seconds"][0] != 0} for row, entry in found.items()}
-    titles = list(dict.fromkeys(title for models in known.values() for title in models))
+    first, titles = known[next(iter(known))], list(dict.fromkeys(title for models in known.values() for title in models))
     lines = [["", *titles, "minutes"], ["---"] * (len(titles) + 2)]
     flags = {row: re.findall(r"--\S+ [^-]\S*|--\S+", entry["command"]) for row, entry in found.items()}
     for row, models in known.items():
         own = [flag for flag in flags[row] if flag not in [*flags.values()][0] and not re.search("pt$|^--methods|^--out", flag)]
-        kd, cells = models.get("student kd", next(iter(known.values())).get("student kd")), []
+        kd, cells = (models if {"student kd", "student metadistil"} <= {*models} else first)["student kd"], []
         for title in titles:
             of = models.get(title, {})
             ours, theirs = (np.array(next((of[key] for key in of if key.startswith(split)), [])) for of in (of, kd))
-            differs = f"; {train.paired_difference(ours, theirs)}" if title[:7] == "student" and len(ours) and of is not kd else ""
-            cells.append(train.spread(ours) + differs if len(ours) else "")
+            rivals = len(ours) and title.startswith("student") and of is not kd and of["parameters"] == kd["parameters"]
+            cells.append(train.spread(ours) + f"; {train.paired_difference(ours, theirs)}" * rivals if len(ours) else "")
         seconds = sum(np.nansum(np.array(of["seconds"], float)) for of in models.values())
         lines.append([f"`{' '.join(own)}`" if own else row, *cells, f"{seconds / 60:.0f}"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
