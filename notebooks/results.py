@@ -99,7 +99,7 @@ def studies() -> dict[str, dict[str, str]]:
     own = [f"{both}{flags}" for flags in ("--quiz-size 100", "--quiz-size 1000", "--teacher-epochs 160")]
     few = f"--data glue --precision bf16 --seeds 5 --teacher minilm {STUDENT} --teacher-epochs 3 --epochs 2"
     four, improved = "--methods finetune,kd,pkd,metadistil", f"{SST2} --train-size 2000 {STUDENT} --epochs 2"
-    one, two = [f"{meta}--warmup-epochs 0 --epochs 3", f"{both}--noise 0.2"], [f"{meta}--teacher minilm,minilm"]
+    ideas, two = [f"{meta}--warmup-epochs 0 --epochs 3", f"{both}--noise 0.2"], [f"{meta}--teacher minilm,minilm"]
     spoilt = {kind: f"{REVIEWS} --label-noise 0 --teacher {taught('right', 'plain', f'teacher-{kind}')} {both}" for kind in WRONG}
     return {
         "pictures": pictures("pictures", "--task cifar100 --data builtin --seeds 5"),
@@ -107,7 +107,7 @@ def studies() -> dict[str, dict[str, str]]:
         "right": variants("right", f"{REVIEWS} --label-noise 0", plain, [*gentle, late]) | spoilt,
         "mrpc": {"plain": f"--task mrpc {few} {four}"},
         "cola": {"plain": f"--task cola {few} {four}"},
-        "improving": variants("improving", improved, f"--teacher minilm {four}", one, two),
+        "improving": variants("improving", improved, f"--teacher minilm {four}", ideas, two),
         "noise": wrong_labels(),
         "cifar": pictures("cifar", "--task cifar100 --data cifar --train-size 10000 --precision bf16 --seeds 5"),
     }
@@ -229,7 +229,8 @@ def overview(study: str, split: str = "test") -> str:
     everything = read_found()
     found = {row: everything[study, row] for row in studies()[study] if (study, row) in everything}
     known = {row: {title: of for title, of in entry["models"].items() if of["seconds"][0] != 0} for row, entry in found.items()}
-    first, titles = known[next(iter(known))], list(dict.fromkeys(title for models in known.values() for title in models))
+    first = known[next(iter(known))]
+    titles = list(dict.fromkeys(title for models in known.values() for title in models))
     lines = [["", *titles, "minutes"], ["---"] * (len(titles) + 2)]
     flags = {row: re.findall(r"--\S+ [^-]\S*|--\S+", entry["command"]) for row, entry in found.items()}
     for row, models in known.items():
@@ -302,7 +303,10 @@ def main():
             prepare()
         run_study(study, known[study], given.jobs)
         show = table if study == "noise" else overview
-        print(f"\n{study}, test\n{show(study)}\n\n{study}, dev\n{show(study, 'dev')}")
+        models = [model for (of, _), entry in read_found().items() if of == study for model in entry["models"].values()]
+        for split in ("test", "dev"):
+            if any(key.startswith(split) for model in models for key in model):  # test may have no labels
+                print(f"\n{study}, {split}\n{show(study, split)}")
         if what := costs(study):
             print(f"\n{study}, what the best scores cost\n{what}")
         if study == "noise":
