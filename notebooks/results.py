@@ -70,7 +70,7 @@ def pictures(study: str, base: str) -> dict[str, str]:
 
 
 def wrong_labels() -> dict[str, str]:
-    """The study "noise": {kind of row, share of wrong labels: flags}."""
+    """The study "noise": {row: flags}; a row is a kind and a share of wrong labels."""
     rows = {}
     for shares in (("0.4", "0"), ("0.2",), ("0.1", "0.3")):
         for kind, share in itertools.product(("plain", "tuned", "tuned-kd", "withheld", "metadistil", "shared"), shares):
@@ -239,8 +239,9 @@ def overview(study: str, split: str = "test") -> str:
         for title in titles:
             of = models.get(title, {})
             ours, theirs = (np.array(next((of[key] for key in of if key.startswith(split)), [])) for of in (of, kd))
-            rivals = len(ours) and title.startswith("student") and of is not kd and of["parameters"] == kd["parameters"]
-            cells.append(train.spread(ours) + f"; {train.paired_difference(ours, theirs)}" * rivals if len(ours) else "")
+            cells.append(train.spread(ours) if len(ours) else "")
+            if len(ours) and title.startswith("student") and of is not kd and of["parameters"] == kd["parameters"]:
+                cells[-1] += f"; {train.paired_difference(ours, theirs)}"
         seconds = sum(np.nansum(np.array(of["seconds"], float)) for of in models.values())
         lines.append([f"`{' '.join(own)}`" if own else row, *cells, f"{seconds / 60:.0f}"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
