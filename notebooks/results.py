@@ -61,6 +61,13 @@ def variants(study: str, base: str, plain: str, taught_rows: list[str], anew: li
     return {row: f"{base} {flags}" for row, flags in rows.items()}
 
 
+def ideas(study: str, base: str, teacher: str, methods: str, epochs: int) -> dict[str, str]:
+    """Those of "Improving MetaDistil": an epoch of labels alone left out or not, word noise, a second teacher."""
+    cold, noisy = f"--methods metadistil --warmup-epochs 0 --epochs {epochs + 1}", "--methods kd,metadistil --noise 0.2"
+    plain, two = f"--teacher {teacher} --methods {methods}", f"--methods metadistil --teacher {teacher},{teacher}"
+    return variants(study, f"{base} --epochs {epochs}", plain, [cold, noisy], [two])
+
+
 def pictures(study: str, base: str) -> dict[str, str]:
     """Static and dynamic; a teacher taught for another student; cross: that teacher, frozen, for the first student."""
     rows = {"plain": "--methods finetune,kd,metadistil"}
@@ -98,16 +105,16 @@ def studies() -> dict[str, dict[str, str]]:
     reviews += [*(f"{both}--temperature {T}" for T in (1, 4, 8)), f"{both}--student tiny"]
     own = [f"{both}{flags}" for flags in ("--quiz-size 100", "--quiz-size 1000", "--teacher-epochs 160")]
     few = f"--data glue --precision bf16 --seeds 5 --teacher minilm {STUDENT} --teacher-epochs 3 --epochs 2"
-    four, improved = "--methods finetune,kd,pkd,metadistil", f"{SST2} --train-size 2000 {STUDENT} --epochs 2"
-    ideas, two = [f"{meta}--warmup-epochs 0 --epochs 3", f"{both}--noise 0.2"], [f"{meta}--teacher minilm,minilm"]
+    three, four = "finetune,kd,metadistil", "finetune,kd,pkd,metadistil"
     spoilt = {kind: f"{REVIEWS} --label-noise 0 --teacher {taught('right', 'plain', f'teacher-{kind}')} {both}" for kind in WRONG}
     return {
         "pictures": pictures("pictures", "--task cifar100 --data builtin --seeds 5"),
         "reviews": variants("reviews", REVIEWS, plain, reviews, own),
         "right": variants("right", f"{REVIEWS} --label-noise 0", plain, [*gentle, late]) | spoilt,
-        "mrpc": {"plain": f"--task mrpc {few} {four}"},
-        "cola": {"plain": f"--task cola {few} {four}"},
-        "improving": variants("improving", improved, f"--teacher minilm {four}", ideas, two),
+        "mrpc": {"plain": f"--task mrpc {few} --methods {four}"},
+        "cola": {"plain": f"--task cola {few} --methods {four}"},
+        "scratch": ideas("scratch", f"{SST2} --train-size 4000 --teacher-epochs 8", "mini", three, 4),
+        "improving": ideas("improving", f"{SST2} --train-size 2000 {STUDENT}", "minilm", four, 2),
         "noise": wrong_labels(),
         "cifar": pictures("cifar", "--task cifar100 --data cifar --train-size 10000 --precision bf16 --seeds 5"),
     }

@@ -11,6 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent / "notebooks"))
 
 import data
+import honest
 import metadistil
 import models
 import results
@@ -95,7 +96,8 @@ def test_rows_are_named_by_their_flags_and_take_the_first_ones_teachers():
 
 
 PRINTED = [(results.table, "noise"), *((results.overview, study) for study in ("reviews", "right", "improving", "cifar")),
-           (results.overview, "cola", "dev"), *((results.costs, study) for study in ("reviews", "improving", "cola"))]  # fmt: skip
+           *((results.overview, study, "dev") for study in ("cola", "mrpc")),
+           *((results.costs, study) for study in ("reviews", "improving", "cola", "mrpc"))]  # fmt: skip
 
 
 def test_the_readme_prints_what_is_on_record():
@@ -161,3 +163,80 @@ def test_what_is_told_is_what_the_meta_gradient_says_of_the_right_class(tmp_path
     found = told.warm_up(config, 0)
     assert np.shape(found) == (3, 5) and found[0][0] == accuracy
     assert told.table(np.array([found, found])).splitlines()[2].startswith(f"| 0 | {100 * accuracy:.1f} ± 0.0 |")
+
+
+@pytest.fixture(scope="module")
+def taught_run(tmp_path_factory):
+    """A run with kd and metadistil, its configuration and its scores: {title: {"dev accuracy": ...}}."""
+    flags = f"{SMALL} --teacher tiny --methods kd,metadistil --seeds 1 --epochs 9 --teacher-lr 0.01"
+    out = tmp_path_factory.mktemp("taught") / "run"
+    train.main([*flags.split(), "--out", str(out)])
+    config, journal = train.read_journal(str(out))
+    return config, {title: seeds[0]["scores"] for title, seeds in journal["results"].items()}
+
+
+def test_without_an_idea_it_is_metadistil_as_train_has_it(taught_run):
+    config, scores = taught_run
+    found = honest.scores_of(honest.as_it_is, config, 0)
+    assert found == {title: scores[title] for title in ("student metadistil", "teacher after metadistil")}
+    lines = honest.table({"as-it-is": [found] * 2}, [scores["student kd"]] * 2).splitlines()
+    mean = train.spread(np.array([scores["student metadistil"]["dev accuracy"]] * 2))
+    difference = 100 * (scores["student metadistil"]["dev accuracy"] - scores["student kd"]["dev accuracy"])
+    assert lines[3].startswith(f"| as-it-is | {mean}; {difference:+.1f} [")
+
+
+def test_the_label_loss_pulls_as_hard_as_the_quiz(taught_run):
+    context = train.Seed(taught_run[0], 0)
+    teacher, batch = context.model("teacher", "teacher-before"), context.batch(np.arange(60, 80))
+    before = metadistil.hard_loss(teacher.eval()(**batch[0]), batch[1])
+    own = torch.autograd.grad(before, list(teacher.parameters()), materialize_grads=True)
+    for theta in teacher.parameters():
+        theta.grad = torch.full_like(theta, 1e-6)
+    honest.add_label_loss(teacher, batch)
+    added = [theta.grad - 1e-6 for theta in teacher.parameters()]
+    assert honest.length(added) == pytest.approx(1e-6 * sum(theta.numel() for theta in teacher.parameters()) ** 0.5, rel=1e-3)
+    cosine = sum((a * b).sum() for a, b in zip(added, own)) / honest.length(added) / honest.length(own)
+    assert cosine == pytest.approx(1, abs=1e-4)
+
+
+def test_what_is_told_less_the_mean_shifts_nothing_of_all_answers(taught_run, monkeypatch):
+    heard, through = [], metadistil.through_teachers
+    monkeypatch.setattr(metadistil, "through_teachers", lambda *given: heard.append(given[3][0]) or through(*given))
+    for idea in (honest.as_it_is, honest.less_the_mean):
+        *_, step, _ = idea(train.Seed(taught_run[0], 0))
+        step(0, None)
+    assert torch.equal(heard[0] - heard[0].mean(dim=0), heard[1])
+    assert heard[0].mean(dim=0).norm() > 0.1 * heard[0].norm(dim=1).mean()
+
+
+def test_the_last_layer_alone_moves(taught_run):
+    context = train.Seed(taught_run[0], 0)
+    learners, _, step, _ = honest.last_layer(context)
+    step(0, None)
+    was = context.model("teacher", "teacher-before").state_dict()
+    moved = {name for name, theta in learners["teacher after metadistil"].state_dict().items() if not torch.equal(theta, was[name])}
+    assert moved and {name.split(".")[0] for name in moved} <= {"blocks", "pooler", "classifier"}
+    assert not any(name.startswith("blocks.0") for name in moved) and any(name.startswith("blocks.1") for name in moved)
+
+
+def test_a_teacher_goes_back_to_where_the_held_out_quiz_liked_it_best(taught_run, monkeypatch):
+    context, scores = train.Seed(taught_run[0], 0), iter([0.5, 0.4, 0.6, 0.3, 0.6, 0.2, 0.1, 0.3])
+    monkeypatch.setattr(context, "scores", lambda model, split: {split: next(scores)})
+    held_out = context.task.quiz.labels[-6:]
+    learners, _, step, after_epoch = honest.held_out(context)
+    for splits in context.read.values():
+        assert len(splits["train+quiz"].labels) == 74 and splits["held-out"].labels.tolist() == held_out.tolist()
+    theta, seen = learners["teacher after metadistil"].classifier.weight, []
+    for k in range(9):
+        step(k, None)
+        seen.append(theta.detach().clone())
+        after_epoch()
+    assert torch.equal(theta, seen[1]) and torch.equal(seen[7], seen[1]) and not torch.equal(seen[6], seen[1])
+
+
+def test_the_ideas_as_a_command(taught_run, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["honest.py", taught_run[0].out, "label-loss", "held-out", "--epochs", "1", "--learn-quiz"])
+    honest.main()
+    title, _, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split(" | ")[0] for row in rows] == ["| kd", "| label-loss", "| held-out"]
+    assert title.count("student metadistil") == title.count("teacher after metadistil") == 2
