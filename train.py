@@ -4,7 +4,7 @@ Every student starts from the same weights, and learns from the same labels in t
 of stages (each teacher, then each method; for each seed), each a function of the configuration and the seed alone.
 """
 
-import argparse, contextlib, dataclasses, functools, itertools, json, math, os, re, runpy, sys, time, warnings, zipfile
+import argparse, contextlib, ctypes, dataclasses, functools, gc, itertools, json, os, re, runpy, sys, time, warnings, zipfile
 from pathlib import Path
 
 import numpy as np
@@ -241,7 +241,7 @@ class Seed:
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, total: int):
     """AdamW's rate: linear warm-up over the first tenth of the steps, then linear decay to zero. SGD's: a tenth of
-    what it was at 62.5, 75 and 87.5% of the steps, as RepDistiller's at 150, 180 and 210 of 240 epochs."""
+    what it was at 62.5, 75 and 87.5% of the steps, as RepDistiller's (Tian et al. 2020) at 150, 180 and 210 of 240 epochs."""
     warmup = max(1, total // 10)
     linear = min((step + 1) / warmup, (total - step) / max(1, total - warmup))
     falls = 0.1 ** sum(step >= share * total for share in (0.625, 0.75, 0.875))
@@ -265,9 +265,8 @@ def stage(context: Seed, name: str) -> tuple:
     torch.nn.ModuleList(teachers).requires_grad_(not config.freeze_teacher)
     for reader in [model, *teachers] if name.endswith("pkd") else ():
         reader.patient_layers = matched_layers(config, reader.config, model.config)
-    sgd = functools.partial(torch.optim.SGD, momentum=0.9, weight_decay=5e-4)  # Tian et al. 2020
-    kind, learning = sgd if config.task == "cifar100" else torch.optim.AdamW, [model, torch.nn.ModuleList(teachers)]
-    optimizers = [kind(module.parameters(), fused=True) for module in learning[: 1 + meta]]
+    kind = functools.partial(torch.optim.SGD, momentum=0.9, weight_decay=5e-4) if config.task == "cifar100" else torch.optim.AdamW
+    optimizers = [kind(module.parameters(), fused=True) for module in [model, torch.nn.ModuleList(teachers)][: 1 + meta]]
     both, n = context.read["student"]["train+quiz"], len(context.task.train)  # the quiz stands behind the n of train
     lengths = both.lengths[:n] if meta and not (config.freeze_teacher or config.learn_quiz) else both.lengths
     batches = functools.lru_cache(1)(functools.partial(data.batches_of, lengths, config.batch_size, context.seed))
@@ -303,12 +302,12 @@ def take(context: Seed, name: str, journal: dict):
         part.load_state_dict(saved)
     for generator, saved in zip(RANDOM, state["rng"]):
         generator.set_rng_state(saved)
-    noted, saved, shown = {}, time.monotonic(), -math.inf  # noted: losses, and dev scores by role
+    noted, saved, shown = {}, time.monotonic(), -np.inf  # noted: losses, and dev scores by role
     peak_memory_mb(reset=True)
     for k in range(state["step"], total):
         started, trace = time.perf_counter(), {} if k % config.log_every == 0 or k + 1 == total else None
         loss, entry = step(k, trace).item(), {"seed": context.seed, "stage": name, "step": k + 1}
-        if not math.isfinite(loss):
+        if not np.isfinite(loss):
             rates = {rate: getattr(config, rate) for rate in ("finetune_lr", "student_lr", "teacher_lr", "pilot_lr")}
             raise InputError(f"{entry}: expected a finite loss, found {loss} at {rates}; try a tenth of these rates")
         if trace is not None:
@@ -344,7 +343,7 @@ def finish(context: Seed, name: str, journal: dict, learners: dict, cost: dict):
             warnings.warn(f"{title}: {what} {found:.3f}; one answer to everything has {chance:.3f}", stacklevel=2)
         journal["log"].append({"seed": context.seed, "stage": name, "model": title, "final_scores": scores})
         journal["results"].setdefault(title, []).append({"scores": scores, "parameters": size, **cost})
-        cost = dict.fromkeys(cost, math.nan)  # a stage's cost is its first model's
+        cost = dict.fromkeys(cost, np.nan)  # a stage's cost is its first model's
     journal |= {"done": journal["done"] + 1, "under_way": None}
     save(context.config, journal)
 
@@ -362,10 +361,12 @@ def peak_memory_mb(reset: bool = False) -> float:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats() if reset else None
         return torch.cuda.max_memory_allocated() / 1e6
-    with contextlib.suppress(OSError, TypeError):
-        Path("/proc/self/clear_refs").write_text("5") if reset else None
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        if reset:
+            gc.collect(), ctypes.CDLL(None).malloc_trim(0)  # what earlier stages have freed, malloc would keep and we count
+            Path("/proc/self/clear_refs").write_text("5")
         return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
-    return math.nan
+    return np.nan
 
 
 def spread(values: np.ndarray) -> str:
@@ -378,7 +379,7 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> str:
     difference, n = 100 * (ours - theirs), len(ours)
     if n == 1:
         return f"{difference[0]:+.1f}"
-    mean, half = difference.mean(), T_QUANTILES[min(n, 10) - 2] * difference.std(ddof=1) / math.sqrt(n)
+    mean, half = difference.mean(), T_QUANTILES[min(n, 10) - 2] * difference.std(ddof=1) / np.sqrt(n)
     return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
 
 
@@ -395,7 +396,7 @@ def table(config: Config, task: data.Task, results: dict[str, list[dict]]) -> st
         difference = paired_difference(of[title][main], of[rival][main]) if differs else ""
         rows.append([title, *map(spread, of[title].values()), difference, f"{size:,}", f"{most / size:.1f}"])
         costs = [np.mean([seed[cost] for seed in results[title]]) for cost in ("seconds", "peak_mb")]
-        rows[-1] += ["–" if math.isnan(cost) else f"{cost:.0f}" for cost in costs]
+        rows[-1] += ["–" if np.isnan(cost) else f"{cost:.0f}" for cost in costs]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"""
 
 {task.name} ({task.data}): {len(task.train):,} training examples, {task.label_noise:.0%} mislabelled, \
@@ -424,8 +425,7 @@ def run(config: Config, journal: dict | None = None) -> dict:
     except KeyboardInterrupt:
         print(f"\nstopped; to go on: python train.py --resume {out}", file=sys.stderr)
         sys.exit(130)
-    text = table(config, task, journal["results"])
-    write_whole(out / "table.md", text)
+    write_whole(out / "table.md", text := table(config, task, journal["results"]))
     print(f"\n{text}")
     return {"config": config, "out": out, "results": journal["results"], "table": text}
 

@@ -5,6 +5,7 @@ settings, changed by FLAGS, which are train.py's. It trains MetaDistil's student
 start as the run's students, and prints a table in Markdown. Nothing is written.
 """
 
+import copy
 import dataclasses
 import itertools
 import sys
@@ -17,6 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
 import metadistil  # noqa: E402
+import models  # noqa: E402
 import train  # noqa: E402
 
 HELD_OUT, PATIENCE = 3, 5  # one quiz example in three; epochs
@@ -92,17 +94,16 @@ def held_out(context: train.Seed):
             dataclasses.replace(whole, **{name: getattr(whole, name)[rows] for name in ("lengths", "labels", "starts")})
             for rows in (slice(None, -n), slice(-n, None)))  # fmt: skip
     learners, total, step, _ = as_it_is(context)
-    teacher, kept = learners["teacher after metadistil"], []  # [(score, state)], the best and what came after it
+    teacher, best, waited = learners["teacher after metadistil"], (-np.inf, None), 0
 
     def after_epoch():
-        if next(teacher.parameters()).requires_grad:
+        nonlocal best, waited
+        if waited < PATIENCE:
             score = next(iter(context.scores(teacher, "held-out").values()))
-            state = {name: theta.clone() for name, theta in teacher.state_dict().items()}
-            if not kept or score > kept[0][0]:
-                kept.clear()
-            kept.append((score, state))
-            if len(kept) > PATIENCE:
-                teacher.load_state_dict(kept[0][1])
+            better = score > best[0]
+            best, waited = ((score, copy.deepcopy(teacher.state_dict())), 0) if better else (best, waited + 1)
+            if waited == PATIENCE:
+                teacher.load_state_dict(best[1])
                 teacher.requires_grad_(False)
 
     after_epoch()
@@ -143,13 +144,19 @@ def table(found: dict[str, list[dict]], kd: list[dict]) -> str:
 
 def main():
     """The command line."""
-    out, *words = sys.argv[1:]
+    out, *words = sys.argv[1:] or [""]
     chosen = list(itertools.takewhile(lambda word: word in IDEAS, words))
     config, journal = train.read_journal(out)
+    kd = [seed["scores"] for seed in journal["results"].get("student kd", [])]
     config = dataclasses.replace(config, **train.parse(words[len(chosen) :]))
+    data.expect(len(kd) >= config.seeds, f"{out}: expected a finished run whose kd has {config.seeds} seed(s), found {len(kd)}")
     found = {name: [scores_of(IDEAS[name], config, seed) for seed in range(config.seeds)] for name in chosen or IDEAS}
-    print(table(found, [seed["scores"] for seed in journal["results"]["student kd"]]))
+    print(table(found, kd[: config.seeds]))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (data.InputError, models.CheckpointError) as error:
+        print(f"honest.py: {error}", file=sys.stderr)
+        sys.exit(2)

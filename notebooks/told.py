@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import data  # noqa: E402
 import metadistil  # noqa: E402
+import models  # noqa: E402
 import train  # noqa: E402
 
 COLUMNS = ("dev accuracy", "right label, as told", "right label, less the mean", "wrong label, as told", "wrong label, less the mean")
@@ -61,11 +62,15 @@ def table(found: np.ndarray) -> str:
 
 def main():
     """The command line: the table, and the numbers behind it."""
-    config, _ = train.read_journal(sys.argv[1])
+    config, _ = train.read_journal("".join(sys.argv[1:2]))
     found = [warm_up(config, seed) for seed in range(config.seeds)]
     print(table(np.array(found)))
     print(json.dumps(np.round(found, 4).tolist()))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except models.CheckpointError as error:
+        print(f"told.py: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,6 +1,7 @@
 """The script behind the README's results: rows run once, after those they take models from."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -240,3 +241,14 @@ def test_the_ideas_as_a_command(taught_run, monkeypatch, capsys):
     title, _, *rows = capsys.readouterr().out.splitlines()
     assert [row.split(" | ")[0] for row in rows] == ["| kd", "| label-loss", "| held-out"]
     assert title.count("student metadistil") == title.count("teacher after metadistil") == 2
+
+
+@pytest.mark.parametrize(("script", "arguments", "expected"), [
+    ("honest.py", [], "expected the checkpoint of a run"),
+    ("told.py", ["nowhere"], "nowhere/checkpoint.pt: expected the checkpoint of a run"),
+    ("honest.py", ["{run}", "as-it-is", "--seeds", "2"], "expected a finished run whose kd has 2 seed(s), found 1"),
+])  # fmt: skip
+def test_a_run_that_will_not_do_ends_in_one_line(taught_run, script, arguments, expected):
+    command = [sys.executable, str(results.ROOT / "notebooks" / script), *(word.format(run=taught_run[0].out) for word in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and expected in done.stderr and done.stderr.count("\n") == 1 and not done.stdout

@@ -681,6 +681,20 @@ def test_bfloat16_holds_on_pictures(pictures, tmp_path, mode):
     assert not torch.equal(*grads) and torch.cosine_similarity(*grads, dim=0) > 0.99
 
 
+@pytest.mark.skipif(torch.cuda.is_available() or not Path("/proc/self/clear_refs").exists(), reason="the process's memory")
+def test_a_stage_is_not_charged_for_memory_that_another_has_freed():
+    blocks = [torch.ones(25_000) for _ in range(2000)]  # 200 MB in pieces that malloc cannot return one by one
+    held = train.peak_memory_mb()
+    blocks[:-1] = []  # the last one pins the heap
+    cycle = [torch.ones(25_000_000)]  # 100 MB more, which only the collector of cycles finds
+    cycle.append(cycle)
+    del cycle
+    train.peak_memory_mb(reset=True)
+    assert train.peak_memory_mb() < held - 150
+    more = torch.ones(50_000_000)
+    assert train.peak_memory_mb() > held - 50 and more[0] == blocks[0][0]
+
+
 def test_precision_auto_says_what_it_took(tmp_path, capsys):
     config = train.resolve(small(tmp_path, precision="auto"))
     assert config.precision == ("bf16" if any(has for name, has in torch.cpu.get_capabilities().items() if "bf16" in name) else "fp32")
