@@ -256,15 +256,16 @@ def overview(study: str, split: str = "test") -> str:
 
 def costs(study: str) -> str:
     """When is a method at its best, and when where pkd (or without it kd) is at its best, in Markdown: mean dev scores after
-    each epoch, their highest, the seconds of training until then and until the rival's highest is reached, and the peak
-    memory. An epoch of warm-up is taken to cost what one of finetune costs, the others of a method share the rest evenly.
-    Empty where the study has no metadistil beside a kd."""
+    each epoch, their highest, the seconds of training until then and until the rival's highest is reached, and the first
+    seed's peak memory (later it holds what malloc keeps of earlier stages, too). An epoch of warm-up is taken to cost what
+    one of finetune costs, the others of a method share the rest evenly. Empty where the study has no metadistil beside a kd."""
     of = {title: (entry, model) for (name, row), entry in read_found().items() if name == study and row in ("plain", "metadistil")
           for title, model in entry["models"].items() if title.startswith("student")}  # fmt: skip
     if "student metadistil" not in of:
         return ""
     rival = "student pkd" if "student pkd" in of else "student kd"
-    rows = [["", "best on dev, %", "after epoch", "seconds", f"seconds to {rival.split()[1]}'s best", "peak MB"], ["---"] * 6]
+    columns = "best on dev, %", "after epoch", "seconds", f"seconds to {rival.split()[1]}'s best", "peak MB, first seed"
+    rows = [["", *columns], ["---"] * 6]
     curves = {title: np.mean(model["by_epoch"], axis=0) for title, (_, model) in of.items()}  # (epochs,)
     plain = np.mean(of["student finetune"][1]["seconds"]) / len(curves["student finetune"])
     for title, (entry, model) in of.items():
@@ -273,7 +274,7 @@ def costs(study: str) -> str:
         seconds = plain * np.minimum(epochs, warmup) + later * np.maximum(0, epochs - warmup)  # (epochs,)
         best, level = curves[title].argmax(), np.flatnonzero(curves[title] >= curves[rival].max())[:1]
         cells = [f"{100 * curves[title][best]:.1f}", str(best + 1), f"{seconds[best]:.0f}"]
-        rows.append([title, *cells, *([f"{seconds[n]:.0f}" for n in level] or ["–"]), f"{np.mean(model['peak_mb']):.0f}"])
+        rows.append([title, *cells, *([f"{seconds[n]:.0f}" for n in level] or ["–"]), f"{model['peak_mb'][0]:.0f}"])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
