@@ -683,6 +683,7 @@ def test_bfloat16_holds_on_pictures(pictures, tmp_path, mode):
 
 @pytest.mark.skipif(torch.cuda.is_available() or not Path("/proc/self/clear_refs").exists(), reason="the process's memory")
 def test_a_stage_is_not_charged_for_memory_that_another_has_freed():
+    train.peak_memory_mb(reset=True)
     blocks = [torch.ones(25_000) for _ in range(2000)]  # 200 MB in pieces that malloc cannot return one by one
     held = train.peak_memory_mb()
     blocks[:-1] = []  # the last one pins the heap
