@@ -1,4 +1,4 @@
-"""What keeps a teacher honest? Four ideas for the meta update, each beside MetaDistil as it is, and beside kd.
+"""What keeps a teacher honest? Five ideas for the meta update and a control, each beside MetaDistil as it is, and beside kd.
 
 `python notebooks/honest.py runs/NAME [IDEA...] [FLAGS]` takes a finished run of train.py that has a kd: its teachers, its
 settings, changed by FLAGS, which are train.py's. It trains MetaDistil's student by each IDEA, or by all, from the same
@@ -22,6 +22,7 @@ import models  # noqa: E402
 import train  # noqa: E402
 
 HELD_OUT, PATIENCE = 3, 5  # one quiz example in three; epochs
+SGD_TIMES, LONGEST = 3, 0.3  # SGD's rate, in AdamW's; the length beyond which a meta-gradient is cut
 
 
 def as_it_is(context: train.Seed):
@@ -45,8 +46,8 @@ def label_loss(context: train.Seed):
 
 
 def add_label_loss(teacher: torch.nn.Module, batch):
-    """Add to the teacher's `.grad` that of its own cross-entropy on the batch, made as long as what is there: a
-    meta-gradient is tiny, and would not be heard beside it."""
+    """Add to the teacher's `.grad` that of its own cross-entropy on the batch, made as long as what is there, that neither
+    drowns the other."""
     theta_T = list(teacher.parameters())
     loss = metadistil.hard_loss(metadistil.forward(teacher.eval(), batch[0])[0], batch[1])
     own = torch.autograd.grad(loss, theta_T, materialize_grads=True)
@@ -110,8 +111,35 @@ def held_out(context: train.Seed):
     return learners, total, step, after_epoch
 
 
+def clipped_sgd(context: train.Seed, random: bool = False):
+    """The teacher learns by SGD with momentum, from a meta-gradient that is never longer than LONGEST: now and then it is a
+    hundred times as long as usual, and a single such step would undo all others."""
+    context.config = dataclasses.replace(context.config, teacher_lr=SGD_TIMES * context.config.teacher_lr)
+    learners, optimizers, total, step = train.stage(context, "metadistil")
+    theta_T = list(learners["teacher after metadistil"].parameters())
+    optimizers[1] = torch.optim.SGD(theta_T, momentum=0.9)  # `step` looks there
+    generator = torch.Generator().manual_seed(context.seed)  # dropout's draws stay what they are
+    optimizers[1].register_step_pre_hook(lambda *_: clip(theta_T, generator if random else None))
+    return learners, total, step, lambda: None
+
+
+def random_walk(context: train.Seed):
+    """A control: as `clipped_sgd`, but each of the teacher's gradients is turned to a random direction, at the same length.
+    What this does for the student no quiz has done."""
+    return clipped_sgd(context, random=True)
+
+
+def clip(theta_T: list[torch.Tensor], generator: torch.Generator | None = None):
+    """Cut the gradient of all of them together to LONGEST; with a generator, put a random one of that length in its place."""
+    shorter = torch.nn.utils.clip_grad_norm_(theta_T, LONGEST).clamp_max(LONGEST)
+    if generator:
+        noise = [torch.randn(theta.shape, generator=generator) for theta in theta_T]
+        for theta, part in zip(theta_T, noise):
+            theta.grad = shorter / length(noise) * part
+
+
 IDEAS = {"as-it-is": as_it_is, "label-loss": label_loss, "last-layer": last_layer}
-IDEAS |= {"less-the-mean": less_the_mean, "held-out": held_out}
+IDEAS |= {"less-the-mean": less_the_mean, "held-out": held_out, "clipped-sgd": clipped_sgd, "random-walk": random_walk}
 
 
 def scores_of(idea, config: train.Config, seed: int) -> dict[str, dict[str, float]]:

@@ -1,5 +1,6 @@
 """The README's results again: `python notebooks/results.py STUDY...` runs what is missing of a study, each row one
-command of train.py, and prints its table; "noise" is also drawn, as notebooks/figures/label_noise.png.
+command of train.py, and prints its table; "noise" is also drawn, as notebooks/figures/label_noise.png. Last comes the
+answer of all studies on record in one table; without a STUDY nothing else.
 
 What a row found is appended to notebooks/results.jsonl when the row is done. A row that stands there is not run again (take
 its line out to see it run), and a run that was stopped goes on. Start it in the project's folder; there it looks for `glue`
@@ -45,6 +46,19 @@ LINES = {  # what a line shows: kind of row, model; of a student also colour and
 }
 DEAF = "--teacher-lr 1e-30 --meta-every 1000000"  # one quiz, at the first step, which moves the teacher by nothing
 WRONG = ("other-ids", "half-vocabulary")  # teachers that are wrong for another reason than their labels; see `spoil`
+ANSWERS = {  # what a line of `answer` is about: study, rows
+    "built-in reviews, no label wrong": ("right", "plain", "metadistil"),
+    "built-in reviews, 40% wrong": ("reviews", "plain", "metadistil"),
+    "SST-2, from scratch": ("scratch", "plain"),
+    "SST-2, pretrained": ("improving", "plain"),
+    "SST-2, pretrained, 10% wrong": ("noise", "plain-0.1", "metadistil-0.1"),
+    "SST-2, pretrained, 20% wrong": ("noise", "plain-0.2", "metadistil-0.2"),
+    "SST-2, pretrained, 30% wrong": ("noise", "plain-0.3", "metadistil-0.3"),
+    "SST-2, pretrained, 40% wrong": ("noise", "plain-0.4", "metadistil-0.4"),
+    "CoLA, pretrained": ("cola", "plain"),
+    "MRPC, pretrained": ("mrpc", "plain"),
+    "CIFAR-100, a fifth of it": ("cifar", "plain"),
+}
 HEARD = "--teacher-lr 3e-5 --pilot-lr 0.002 --quiz-batch-size 200"
 
 
@@ -98,12 +112,12 @@ def wrong_labels() -> dict[str, str]:
 def studies() -> dict[str, dict[str, str]]:
     """{study: {row: flags of train.py}}. A row may take models from rows before it."""
     plain, meta, both = "--methods finetune,kd", "--methods metadistil ", "--methods kd,metadistil "
-    gentle = [meta + flags for flags in ("", "--meta-every 4", "--teacher-lr 1e-4", "--learn-quiz")]
+    gentle = [meta + flags for flags in ("", "--meta-every 4", "--teacher-lr 1e-4", "--learn-quiz", "--quiz-batch-size 50")]
     late = f"{both}--warmup-epochs 20 --epochs 35"
     reviews = [*gentle, late, f"{meta}--no-pilot", *(f"{meta}--pilot-lr {rate}" for rate in (0.02, 0.5))]
     reviews += [f"{both}--alpha {alpha}" for alpha in (0.1, 0.3, 0.5, 0.7)]
     reviews += [*(f"{both}--temperature {T}" for T in (1, 4, 8)), f"{both}--student tiny"]
-    own = [f"{both}{flags}" for flags in ("--quiz-size 100", "--quiz-size 1000", "--teacher-epochs 160")]
+    own = [f"{both}{flags}" for flags in ("--quiz-size 100", "--quiz-size 180", "--quiz-size 1000", "--teacher-epochs 160")]
     few = f"--data glue --precision bf16 --seeds 5 --teacher minilm {STUDENT} --teacher-epochs 3 --epochs 2"
     three, four = "finetune,kd,metadistil", "finetune,kd,pkd,metadistil"
     spoilt = {kind: f"{REVIEWS} --label-noise 0 --teacher {taught('right', 'plain', f'teacher-{kind}')} {both}" for kind in WRONG}
@@ -278,6 +292,24 @@ def costs(study: str) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def answer() -> str:
+    """Does it help, and when? In Markdown: a line for each of ANSWERS that has been run, in the task's first metric, on test,
+    or on dev where test has no labels: kd's student, and, seed by seed, what differs from it (mean and 95% interval); and
+    what the quiz did to the teacher."""
+    pairs = [("student finetune", "student kd"), ("student metadistil", "student kd")]
+    pairs.append(("teacher after metadistil", "teacher before"))
+    columns = "score", "kd", "finetune less kd", "metadistil less kd", "teacher after less before"
+    lines, found = [["", *columns], ["---"] * 6], read_found()
+    for about, (study, *rows) in ANSWERS.items():
+        if all((study, row) in found for row in rows):
+            models = {title: of for row in rows for title, of in found[study, row]["models"].items()}
+            score = next(key for split in ("test", "dev") for key in models["student kd"] if key.startswith(split))
+            of = {title: np.array(model[score]) for title, model in models.items()}  # {title: (seeds,)}
+            differ = [train.paired_difference(of[ours], of[theirs]) for ours, theirs in pairs]
+            lines.append([about, score, train.spread(of["student kd"]), *differ])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def draw():
     """A figure of the study "noise": the students' test accuracy over the share of wrong labels, and, seed by seed, its
     difference to kd; means with 95% intervals."""
@@ -304,7 +336,7 @@ def main():
     """The command line."""
     known = studies()
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("studies", nargs="+", choices=list(known), metavar="STUDY", help=", ".join(known))
+    flags.add_argument("studies", nargs="*", choices=[*known, []], metavar="STUDY", help=", ".join(known))
     flags.add_argument("--jobs", type=int, default=2, help="rows at a time, each on one core [2]")
     given = flags.parse_args()
     for study in given.studies:
@@ -320,6 +352,7 @@ def main():
             print(f"\n{study}, what the best scores cost\n{what}")
         if study == "noise":
             draw().savefig(FIGURE, dpi=150)
+    print(f"\nDoes it help, and when?\n{answer()}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The script behind the README's results: rows run once, after those they take models from."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -69,6 +70,17 @@ def test_the_overview_shows_what_each_row_trained_beside_the_kd_it_is_compared_w
     assert taught[4] == f"{train.spread(ours)}; {train.paired_difference(ours, kd)}"
 
 
+def test_the_answer_compares_each_study_with_its_own_kd(found, monkeypatch, capsys):
+    ours, kd, finetuned = (results.scores("noise", "0.4", *results.LINES[label][:2]) for label in ("metadistil", "kd", "finetune"))
+    before, after = (results.scores("noise", "0.4", *results.LINES[label][:2]) for label in ("teacher", "teacher after metadistil"))
+    differ = [train.paired_difference(*pair) for pair in ((finetuned, kd), (ours, kd), (after, before))]
+    monkeypatch.setattr(sys, "argv", ["results.py"])
+    results.main()  # no other study of its table is on record here, and none is run
+    *_, answer = capsys.readouterr().out.splitlines()
+    assert answer == f"| SST-2, pretrained, 40% wrong | test accuracy | {train.spread(kd)} | {' | '.join(differ)} |"
+    assert results.answer().count("\n") == 2
+
+
 def test_what_a_best_score_costs():
     """By hand: 2 epochs of labels at 10 s, then 3 of kd at 20 s, or 4 of metadistil at 50 s; means over two seeds."""
     curves = {"student finetune": [[0.5] * 6, [0.5] * 6], "student kd": [[0.5, 0.6, 0.6, 0.8, 0.7], [0.5, 0.6, 0.6, 0.8, 0.7]],
@@ -104,7 +116,7 @@ PRINTED = [(results.table, "noise"), *((results.overview, study) for study in ("
 def test_the_readme_prints_what_is_on_record():
     readme = (results.ROOT / "README.md").read_text().splitlines()
     assert {study for study, _ in results.read_found()} == {study for _, study, *_ in PRINTED}
-    for show, *what in PRINTED:
+    for show, *what in [*PRINTED, (results.answer,)]:
         assert {*show(*what).splitlines()[2:]} <= {*readme}, what
 
 
@@ -218,6 +230,39 @@ def test_the_last_layer_alone_moves(taught_run):
     moved = {name for name, theta in learners["teacher after metadistil"].state_dict().items() if not torch.equal(theta, was[name])}
     assert moved and {name.split(".")[0] for name in moved} <= {"blocks", "pooler", "classifier"}
     assert not any(name.startswith("blocks.0") for name in moved) and any(name.startswith("blocks.1") for name in moved)
+
+
+def test_by_clipped_sgd_a_teacher_goes_as_far_as_its_gradient_is_long_and_no_farther(taught_run, monkeypatch):
+    RATE = 10.0  # far too much, but then rounding is far below what moves
+
+    def moved(longest):
+        monkeypatch.setattr(honest, "LONGEST", longest)
+        learners, _, step, _ = honest.clipped_sgd(train.Seed(dataclasses.replace(taught_run[0], teacher_lr=RATE), 0))
+        theta_T = [*learners["teacher after metadistil"].parameters()]
+        before = [theta.detach().clone() for theta in theta_T]
+        step(0, trace := {})
+        return [was - theta.detach() for was, theta in zip(before, theta_T)], [*trace["meta_gradient"].values()]
+
+    free, gradients = moved(1e9)
+    length = honest.length(gradients).item()
+    assert honest.length(free) == pytest.approx(honest.SGD_TIMES * RATE * length, rel=1e-3)
+    for share in (0.5, 2.0):
+        off = [ours - min(share, 1) * honest.SGD_TIMES * RATE * gradient for ours, gradient in zip(moved(share * length)[0], gradients)]
+        assert honest.length(off) < 1e-3 * honest.length(free)
+
+
+def test_a_random_walk_is_as_long_and_leads_elsewhere():
+    heard, theta_T = [torch.full((300, 2), 0.1), torch.full((400,), 0.1)], [torch.zeros(300, 2), torch.zeros(400)]
+    for longest in (0.3, 100.0):
+        for theta, gradient in zip(theta_T, heard):
+            theta.grad = gradient.clone()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(honest, "LONGEST", longest)
+            honest.clip(theta_T, torch.Generator().manual_seed(0))
+        walked = [theta.grad for theta in theta_T]
+        assert honest.length(walked) == pytest.approx(min(longest, honest.length(heard).item()), rel=1e-5)
+        cosine = sum((a * b).sum() for a, b in zip(walked, heard)) / honest.length(walked) / honest.length(heard)
+        assert abs(cosine) < 0.1
 
 
 def test_a_teacher_goes_back_to_where_the_held_out_quiz_liked_it_best(taught_run, monkeypatch):
