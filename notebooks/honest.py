@@ -112,8 +112,8 @@ def held_out(context: train.Seed):
 
 
 def clipped_sgd(context: train.Seed, random: bool = False):
-    """The teacher learns by SGD with momentum, from a meta-gradient that is never longer than LONGEST: now and then it is a
-    hundred times as long as usual, and a single such step would undo all others."""
+    """The teacher learns by SGD with momentum, from a meta-gradient that is never longer than LONGEST: now and then it is
+    many times as long as usual, and a single such step would undo all others."""
     context.config = dataclasses.replace(context.config, teacher_lr=SGD_TIMES * context.config.teacher_lr)
     learners, optimizers, total, step = train.stage(context, "metadistil")
     theta_T = list(learners["teacher after metadistil"].parameters())
