@@ -122,7 +122,6 @@ def studies() -> dict[str, dict[str, str]]:
     three, four = "finetune,kd,metadistil", "finetune,kd,pkd,metadistil"
     spoilt = {kind: f"{REVIEWS} --label-noise 0 --teacher {taught('right', 'plain', f'teacher-{kind}')} {both}" for kind in WRONG}
     return {
-        "pictures": pictures("pictures", "--task cifar100 --data builtin --seeds 5"),
         "reviews": variants("reviews", REVIEWS, plain, reviews, own),
         "right": variants("right", f"{REVIEWS} --label-noise 0", plain, [*gentle, late]) | spoilt,
         "mrpc": {"plain": f"--task mrpc {few} --methods {four}"},
