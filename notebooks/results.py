@@ -335,7 +335,8 @@ def main():
     """The command line."""
     known = studies()
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("studies", nargs="*", choices=[*known, []], metavar="STUDY", help=", ".join(known))
+    choices = [*known, []]  # argparse holds even no study at all against them
+    flags.add_argument("studies", nargs="*", choices=choices, metavar="STUDY", help=", ".join(known))
     flags.add_argument("--jobs", type=int, default=2, help="rows at a time, each on one core [2]")
     given = flags.parse_args()
     for study in given.studies:
