@@ -1,6 +1,6 @@
 """The README's results again: `python notebooks/results.py STUDY...` runs what is missing of a study, each row one
-command of train.py, and prints its table; "noise" is also drawn, as notebooks/figures/label_noise.png. Last comes the
-answer of all studies on record in one table; without a STUDY nothing else.
+command of train.py, and prints its table; "noise" is also drawn, as notebooks/figures/label_noise.png. Last come the
+main rows of all studies in one table; without a STUDY nothing else.
 
 What a row found is appended to notebooks/results.jsonl when the row is done. A row that stands there is not run again (take
 its line out to see it run), and a run that was stopped goes on. Start it in the project's folder; there it looks for `glue`
