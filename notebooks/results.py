@@ -245,8 +245,8 @@ def table(study: str, split: str = "test") -> str:
 def overview(study: str, split: str = "test") -> str:
     """What is known of a study, in Markdown: a line for each row, named by the flags that set it apart from the first, and a
     column for each model trained in any. Percent, mean ± standard deviation of the seeds; of students also the difference,
-    with its 95% interval, to a kd of the same size: the row's own where it stands beside a metadistil, else the first row's.
-    Minutes are of training, all seeds together."""
+    with its 95% interval, to a kd of the same size (within 1%, for vocabularies differ): the row's own where it stands beside a
+    metadistil, else the first row's. Minutes are of training, all seeds together."""
     everything = read_found()
     found = {row: everything[study, row] for row in studies()[study] if (study, row) in everything}
     known = {row: {title: of for title, of in entry["models"].items() if of["seconds"][0] != 0} for row, entry in found.items()}
@@ -261,7 +261,8 @@ def overview(study: str, split: str = "test") -> str:
             of = models.get(title, {})
             ours, theirs = (np.array(next((of[key] for key in of if key.startswith(split)), [])) for of in (of, kd))
             cells.append(train.spread(ours) if len(ours) else "")
-            if len(ours) and title.startswith("student") and of is not kd and np.allclose(of["parameters"], kd["parameters"], rtol=0.01):
+            like = of is not kd and len(ours) and np.allclose(of["parameters"], kd["parameters"], rtol=0.01)
+            if like and title.startswith("student"):
                 cells[-1] += f"; {train.paired_difference(ours, theirs)}"
         seconds = sum(np.nansum(np.array(of["seconds"], float)) for of in models.values())
         lines.append([f"`{' '.join(own)}`" if own else row, *cells, f"{seconds / 60:.0f}"])
