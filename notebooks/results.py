@@ -4,7 +4,8 @@ main rows of all studies in one table; without a STUDY nothing else.
 
 What a row found is appended to notebooks/results.jsonl when the row is done. A row that stands there is not run again (take
 its line out to see it run), and a run that was stopped goes on. Start it in the project's folder; there it looks for `glue`
-(GLUE's tasks), `cifar` (CIFAR-100) and `minilm` (a pretrained checkpoint), as far as a study needs them; links will do.
+(GLUE's tasks), `cifar` (CIFAR-100) and `minilm`, as far as a study needs them; links will do. `minilm` is the directory of a
+published checkpoint, in which `python notebooks/fetch.py minilm` has made metadistil.pt.
 SST-2's published test file has no labels: 2,000 examples of its training file, always the same, are the test set here.
 """
 
@@ -27,7 +28,7 @@ import train  # noqa: E402
 
 FIGURE = ROOT / "notebooks" / "figures" / "label_noise.png"
 FOUND, RUNS = ROOT / "notebooks" / "results.jsonl", "runs/results"
-SST2 = f"--task sst2 --data {RUNS}/glue --precision bf16 --seeds 5 --quiz-size 400"
+SST2 = f"--task sst2 --data {RUNS}/glue --precision auto --seeds 5 --quiz-size 400"
 REVIEWS = "--task sst2 --data builtin --seeds 5"
 STUDENT = "--student minilm --student-layers 1,3,5"
 PAIR = f"{SST2} --train-size 1600 {STUDENT} --warmup-epochs 3"
@@ -44,7 +45,7 @@ LINES = {  # what a line shows: kind of row, model; of a student also colour and
     "kd from the teacher tuned on the quiz": ("tuned-kd", "student kd", "#009E73", "-.D"),
     "student on the quiz alone": ("quiz-alone", "student finetune", "#CC79A7", ":v"),
 }
-DEAF = "--teacher-lr 1e-30 --meta-every 1000000"  # one quiz, at the first step, which moves the teacher by nothing
+DEAF = "--teacher-lr 0 --meta-every 1000000"  # one quiz, at the first step, which moves the teacher by nothing
 WRONG = ("other-ids", "half-vocabulary")  # teachers that are wrong for another reason than their labels; see `spoil`
 ANSWERS = {  # what a line of `answer` is about: study, rows
     "built-in reviews, no label wrong": ("right", "plain", "metadistil"),
@@ -119,7 +120,7 @@ def studies() -> dict[str, dict[str, str]]:
     reviews += [*(f"{both}--temperature {T}" for T in (1, 4, 8)), f"{both}--student tiny"]
     own = [f"{both}{flags}" for flags in ("--quiz-size 100", "--quiz-size 180", "--quiz-size 1000", "--teacher-epochs 160")]
     own.append("--methods finetune --train-size 1 --batch-size 32 --epochs 75")  # the quiz and one sentence more
-    few = f"--data glue --precision bf16 --seeds 5 --teacher minilm {STUDENT} --teacher-epochs 3 --epochs 2"
+    few = f"--data glue --precision auto --seeds 5 --teacher minilm {STUDENT} --teacher-epochs 3 --epochs 2"
     three, four = "finetune,kd,metadistil", "finetune,kd,pkd,metadistil"
     spoilt = {kind: f"{REVIEWS} --label-noise 0 --teacher {taught('right', 'plain', f'teacher-{kind}')} {both}" for kind in WRONG}
     return {
@@ -130,7 +131,7 @@ def studies() -> dict[str, dict[str, str]]:
         "scratch": ideas("scratch", f"{SST2} --train-size 4000 --teacher-epochs 8", "mini", three, 4),
         "improving": ideas("improving", f"{SST2} --train-size 2000 {STUDENT}", "minilm", four, 2),
         "noise": wrong_labels(),
-        "cifar": pictures("cifar", "--task cifar100 --data cifar --train-size 10000 --precision bf16 --seeds 5"),
+        "cifar": pictures("cifar", "--task cifar100 --data cifar --train-size 10000 --precision auto --seeds 5"),
     }
 
 
@@ -149,15 +150,16 @@ def prepare():
 def spoil(path: Path, kind: str):
     """Beside the teacher saved at `path`, the same one misreading: "other-ids", the ids of another model, whose tokens
     stand in another order; or "half-vocabulary", which lacks every other token (of their random order)."""
-    saved, rng = models.read_saved(path)[1], np.random.default_rng(0)
-    tokenizer = json.loads(saved["tokenizer"])
+    network, saved = models.read_saved(path)
+    tokenizer, rng = json.loads(saved["tokenizer"]), np.random.default_rng(0)
     vocabulary = tokenizer["model"]["vocab"]  # {token: id}
     tokens = rng.permutation([token for token in vocabulary if token[0] != "["]).tolist()
     if kind == "other-ids":
         vocabulary |= dict(zip(tokens, sorted(vocabulary[token] for token in tokens)))
     else:
         tokenizer["model"]["vocab"] = {token: n for token, n in vocabulary.items() if token not in tokens[::2]}
-    train.write_whole(path.with_name(f"teacher-{kind}.pt"), saved | {"tokenizer": json.dumps(tokenizer)})
+    misreading = models.to_save(network, tokenizer=json.dumps(tokenizer), labels=saved["labels"])
+    train.write_whole(path.with_name(f"teacher-{kind}.pt"), misreading)
 
 
 def read_found() -> dict[tuple[str, str], dict]:
@@ -186,7 +188,7 @@ def noted(study: str, row: str, flags: str) -> dict:
     config, journal = train.read_journal(out)
     for title, seeds in journal["results"].items():
         models[title] = {key: [round(one["scores"][key], 6) for one in seeds] for key in seeds[0]["scores"]}
-        models[title] |= {key: [one[key] for one in seeds] for key in ("parameters", "seconds", "peak_mb")}
+        models[title] |= {key: [one[key] for one in seeds] for key in ("parameters", "seconds")}
         models[title]["by_epoch"] = [[] for _ in seeds]
     for entry in journal["log"]:
         for title, scores in entry.get("scores", {}).items():
@@ -254,26 +256,26 @@ def overview(study: str, split: str = "test") -> str:
     titles = list(dict.fromkeys(title for models in known.values() for title in models))
     lines = [["", *titles, "minutes"], ["---"] * (len(titles) + 2)]
     flags = {row: re.findall(r"--\S+ [^-]\S*|--\S+", entry["command"]) for row, entry in found.items()}
-    for row, models in known.items():
+    for row, trained in known.items():
         own = [flag for flag in flags[row] if flag not in [*flags.values()][0] and not re.search("pt$|^--methods|^--out", flag)]
-        kd, cells = (models if {"student kd", "student metadistil"} <= {*models} else first)["student kd"], []
+        kd, cells = (trained if {"student kd", "student metadistil"} <= {*trained} else first)["student kd"], []
         for title in titles:
-            of = models.get(title, {})
+            of = trained.get(title, {})
             ours, theirs = (np.array(next((of[key] for key in of if key.startswith(split)), [])) for of in (of, kd))
             cells.append(train.spread(ours) if len(ours) else "")
             like = of is not kd and len(ours) and np.allclose(of["parameters"], kd["parameters"], rtol=0.01)
             if like and title.startswith("student"):
                 cells[-1] += f"; {train.paired_difference(ours, theirs)}"
-        seconds = sum(np.nansum(np.array(of["seconds"], float)) for of in models.values())
+        seconds = sum(np.nansum(np.array(of["seconds"], float)) for of in trained.values())
         lines.append([f"`{' '.join(own)}`" if own else row, *cells, f"{seconds / 60:.0f}"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def costs(study: str) -> str:
     """When is a method at its best, and when where pkd (or without it kd) is at its best, in Markdown: mean dev scores after
-    each epoch, their highest, the seconds of training until then and until the rival's highest is reached, and the first
-    seed's peak memory (later it holds what malloc keeps of earlier stages, too). An epoch of warm-up is taken to cost what
-    one of finetune costs, the others of a method share the rest evenly. Empty where the study has no metadistil beside a kd."""
+    each epoch, their highest, the seconds of training until then and until the rival's highest is reached; and the first
+    seed's peak memory, if the record has it. An epoch of warm-up is taken to cost what one of finetune costs, the others of
+    a method share the rest evenly. Empty where the study has no metadistil beside a kd."""
     of = {title: (entry, model) for (name, row), entry in read_found().items() if name == study and row in ("plain", "metadistil")
           for title, model in entry["models"].items() if title.startswith("student")}  # fmt: skip
     if "student metadistil" not in of:
@@ -289,7 +291,9 @@ def costs(study: str) -> str:
         seconds = plain * np.minimum(epochs, warmup) + later * np.maximum(0, epochs - warmup)  # (epochs,)
         best, level = curves[title].argmax(), np.flatnonzero(curves[title] >= curves[rival].max())[:1]
         cells = [f"{100 * curves[title][best]:.1f}", str(best + 1), f"{seconds[best]:.0f}"]
-        rows.append([title, *cells, *([f"{seconds[n]:.0f}" for n in level] or ["–"]), f"{model['peak_mb'][0]:.0f}"])
+        cells += [f"{seconds[n]:.0f}" for n in level] or ["–"]
+        cells += [f"{peak:.0f}" for peak in model.get("peak_mb", [])[:1]] or ["–"]
+        rows.append([title, *cells])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

@@ -7,6 +7,7 @@ down is fair to all; times are medians over the rounds. Memory is measured in a 
 
 import argparse
 import importlib.util
+import re
 import statistics
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import metadistil
 import models
 import train
 
-PILOT_LR, SOFT = 0.02, {"alpha": 0.5, "temperature": 2.0}
+PILOT_LR = 0.02
 
 
 def flags():
@@ -71,10 +72,10 @@ class Bench:
         for precision, (student, teacher, *optimizers) in self.pairs.items():
 
             def kd(student=student, teacher=teacher, optimizers=optimizers):
-                metadistil.real_update(student, [teacher], self.batch, optimizers[0], **SOFT)
+                metadistil.real_update(student, [teacher], self.batch, optimizers[0])
 
-            def ours(mode, micro_batch=0, student=student, teacher=teacher, optimizers=optimizers):
-                settings = {"pilot_lr": PILOT_LR, "mode": mode, "micro_batch": micro_batch, **SOFT}
+            def ours(mode, micro_batch=None, student=student, teacher=teacher, optimizers=optimizers):
+                settings = {"pilot_lr": PILOT_LR, "mode": mode, "micro_batch": micro_batch}
                 metadistil.metadistil_step(student, [teacher], self.batch, self.quiz, *optimizers, **settings)
 
             def every_eighth(kd=kd, ours=ours):
@@ -83,7 +84,7 @@ class Bench:
                     kd()
 
             found["KD", precision] = kd
-            for mode in metadistil.MODES[: 3 if precision == "fp32" else 2]:  # small steps drown in bfloat16
+            for mode in metadistil.MODES:
                 found[f"MetaDistil, {mode}", precision] = lambda mode=mode, ours=ours: ours(mode)
             found[f"MetaDistil, jvp, by {B // 2}", precision] = lambda ours=ours: ours("jvp", B // 2)
             found["MetaDistil, jvp, every 8th step", precision] = every_eighth
@@ -100,7 +101,7 @@ class Bench:
             theta.grad = found
         teacher_optimizer.step()
         teacher_optimizer.zero_grad()
-        metadistil.real_update(student, [teacher], self.batch, student_optimizer, **SOFT)
+        metadistil.real_update(student, [teacher], self.batch, student_optimizer)
 
 
 def with_higher(student, teacher, batch, quiz):
@@ -109,7 +110,7 @@ def with_higher(student, teacher, batch, quiz):
 
     inner = torch.optim.SGD(student.parameters(), PILOT_LR)
     with higher.innerloop_ctx(student, inner, copy_initial_weights=False) as (pupil, optimizer):
-        optimizer.step(metadistil.kd_loss(pupil(**batch[0]), teacher(**batch[0]), batch[1], **SOFT))
+        optimizer.step(metadistil.kd_loss(pupil(**batch[0]), teacher(**batch[0]), batch[1]))
         loss = torch.nn.functional.cross_entropy(pupil(**quiz[0]), quiz[1])
         return torch.autograd.grad(loss, list(teacher.parameters()))
 
@@ -120,7 +121,7 @@ def with_torchopt(student, teacher, batch, quiz):
 
     before = torchopt.extract_state_dict(student, by="reference")
     optimizer = torchopt.MetaSGD(student, PILOT_LR)
-    optimizer.step(metadistil.kd_loss(student(**batch[0]), teacher(**batch[0]), batch[1], **SOFT))
+    optimizer.step(metadistil.kd_loss(student(**batch[0]), teacher(**batch[0]), batch[1]))
     loss = torch.nn.functional.cross_entropy(student(**quiz[0]), quiz[1])
     found = torch.autograd.grad(loss, list(teacher.parameters()))
     torchopt.recover_state_dict(student, before)
@@ -185,17 +186,29 @@ def peak_of(row: int) -> float:
     return float(done.stdout)
 
 
+def peak_memory_mb(step, device) -> float:
+    """Most memory held while three steps are taken after a first, in 10⁶ bytes: the GPU's, or on Linux this process's;
+    elsewhere NaN."""
+    step()
+    reset = Path("/proc/self/clear_refs")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif reset.exists():
+        reset.write_text("5")
+    for _ in range(3):
+        step()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    held = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text()) if reset.exists() else None
+    return int(held[1]) * 1024 / 1e6 if held else float("nan")
+
+
 def main():
     given = flags()
     bench = Bench(given)
     rows = bench.rows()
     if given.row:
-        step = list(rows.values())[int(given.row)]
-        step()
-        train.peak_memory_mb(reset=True)
-        for _ in range(3):
-            step()
-        print(train.peak_memory_mb())
+        print(peak_memory_mb(list(rows.values())[int(given.row)], bench.device))
         return
     B, T = bench.batch[0]["input_ids"].shape
     print(f"{bench.device}, {torch.get_num_threads()} threads; {given.student_layers} layers of {given.width} under "
@@ -230,15 +243,10 @@ def main():
 
 def quiz_padding(name: str, steps: int = 100) -> tuple[float, float]:
     """Tokens of a run's quizzes for each real one: if every sentence were padded to the longest, and as they are sat."""
-    context, seen = train.Seed(train.resolve(train.Config(data=name)), 0), []
-    context.model = lambda role, saved="": torch.nn.Linear(1, 1)  # nobody sits them here
-    take, metadistil.metadistil_step = metadistil.metadistil_step, lambda *given, **_: seen.append(given[3]) or [0]
-    step, warmup = train.stage(context, "metadistil")[3], context.config.warmup_epochs * context.steps_per_epoch
-    for k in range(warmup, warmup + steps):
-        step(k, None)
-    metadistil.metadistil_step = take
-    seen = [quiz if isinstance(quiz, list) else [quiz] for quiz in seen]
-    masks = [[inputs["student"]["attention_mask"] for inputs, _ in quiz] for quiz in seen]  # (B, T) each
+    context = train.Seed(train.resolve(train.Config(data=name)), 0)
+    first = context.config.warmup_epochs * context.steps_per_epoch
+    quizzes = [context.quiz(step)[0] for step in range(first, first + steps)]  # the inputs of each, in parts
+    masks = [[part["student"]["attention_mask"] for part in parts] for parts in quizzes]  # (B, T) each
     real, parts = (sum(count(mask) for quiz in masks for mask in quiz) for count in (torch.count_nonzero, torch.numel))
     whole = sum(sum(map(len, quiz)) * max(mask.shape[1] for mask in quiz) for quiz in masks)
     return whole / int(real), parts / int(real)
@@ -247,20 +255,20 @@ def quiz_padding(name: str, steps: int = 100) -> tuple[float, float]:
 def agree(bench):
     """Print how the meta-gradients of the pair agree: across modes, in micro-batches, across precisions."""
     found = {}
-    for mode, micro_batch, precision in (("second_order", 0, "fp32"), ("jvp", 0, "fp32"), ("jvp", 7, "fp32"),
-                                         ("second_order", 0, "bf16"), ("jvp", 0, "bf16")):  # fmt: skip
+    for mode, micro_batch, precision in (("second_order", None, "fp32"), ("jvp", None, "fp32"), ("jvp", 7, "fp32"),
+                                         ("second_order", None, "bf16"), ("jvp", None, "bf16")):  # fmt: skip
         student, teacher, *_ = bench.pairs[precision]
         for network, source in zip((student, teacher), bench.pairs["fp32"]):
             network.load_state_dict(source.state_dict())
-        settings = {"pilot_lr": PILOT_LR, "mode": mode, "micro_batch": micro_batch, **SOFT}
+        settings = {"pilot_lr": PILOT_LR, "mode": mode, "micro_batch": micro_batch}
         grads = metadistil.meta_gradient(student, [teacher], bench.batch, bench.quiz, **settings).grads
         found[mode, micro_batch, precision] = torch.cat([grad.flatten() for grad in grads]).double()
-    exact = found["second_order", 0, "fp32"]
+    exact = found["second_order", None, "fp32"]
     student = bench.pairs["fp32"][0]
     F_S = flops(lambda: student(**bench.batch[0]))
     print("\nArithmetic of the meta-gradient alone, in forward passes of the student:")
     for mode in metadistil.MODES:
-        settings = {"pilot_lr": PILOT_LR, "mode": mode, **SOFT}
+        settings = {"pilot_lr": PILOT_LR, "mode": mode}
         work = flops(lambda: metadistil.meta_gradient(student, [bench.pairs["fp32"][1]], bench.batch, bench.quiz, **settings))
         print(f"- {mode}: {work / F_S:.2f}")
     print("\nMeta-gradients beside second_order in fp32:")

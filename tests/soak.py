@@ -22,8 +22,8 @@ def start(*flags) -> subprocess.Popen:
 
 
 def numbers(out: Path) -> tuple:
-    """All that a run computed: its log, its table without the cost columns, its models."""
-    rows = [[cell for cell in row.split("|")[:-3]] for row in (out / "table.md").read_text().splitlines()]
+    """All that a run computed: its log, its table without the seconds, its networks."""
+    rows = [row.split("|")[:-2] for row in (out / "table.md").read_text().splitlines()]
     weights = {path.name: torch.load(path, weights_only=True)["weights"] for path in sorted(out.glob("seed0/*.pt"))}
     return (out / "metrics.jsonl").read_text(), rows, weights
 
@@ -73,10 +73,8 @@ def soak(folder: Path, kills: int, flags: list[str] = RUN, seed: int = 0) -> boo
 
 def changed(out: Path) -> float:
     """When the run's last checkpoint was written; 0 if there is none."""
-    try:
-        return max((path.stat().st_mtime for path in out.glob("checkpoint*.pt")), default=0)
-    except FileNotFoundError:  # renamed while we looked
-        return changed(out)
+    checkpoint = out / "checkpoint.pt"
+    return checkpoint.stat().st_mtime if checkpoint.exists() else 0
 
 
 def where(out: Path) -> str:

@@ -2,16 +2,19 @@
 
 import copy
 import gc
+import types
+from functools import partial
 
 import pytest
 import torch
-from conftest import shaken
+from conftest import ROOT, shaken
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import metadistil
 import models
-from metadistil import kd_loss, meta_gradient, pilot_update
+from metadistil import Scalar, hard_loss, kd_loss, meta_gradient, metadistil_step, pilot_update, real_update
 
 MODES = metadistil.MODES
 
@@ -34,12 +37,6 @@ def test_kd_loss_equals_torchs_own_pieces(alpha, temperature):
     kl = F.kl_div((z_S / temperature).log_softmax(-1), (z_T / temperature).softmax(-1), reduction="batchmean")
     expected = alpha * temperature**2 * kl + (1 - alpha) * F.cross_entropy(z_S, y)
     torch.testing.assert_close(kd_loss(z_S, z_T, y, alpha, temperature), expected)
-
-
-def test_kd_loss_of_regression_is_squared_errors():
-    z_S, z_T, y = torch.randn(4, 1), torch.randn(4, 1), torch.randn(4)
-    expected = 0.3 * F.mse_loss(z_S, z_T) + 0.7 * F.mse_loss(z_S[:, 0], y)
-    torch.testing.assert_close(kd_loss(z_S, z_T, y, 0.3), expected)
 
 
 def test_kd_loss_gradients_in_both_networks_logits():
@@ -84,26 +81,23 @@ def test_kd_loss_does_not_broadcast():
         kd_loss(torch.zeros(2, 3), torch.zeros(2, 1), torch.zeros(2, dtype=torch.long))
 
 
-def test_average_logits():
-    one, other = torch.randn(2, 4, 3)
-    torch.testing.assert_close(metadistil.average_logits([one, other]), (one + other) / 2)
+@pytest.mark.parametrize("labels", [torch.tensor([0.0, 1.0]), torch.tensor([[0], [1]]), torch.eye(2), torch.tensor([0, 1, 1])])
+def test_labels_that_are_not_one_class_number_each_are_refused(labels):
+    """Floats, (B, 1), soft labels (B, K), one too many: none is broadcast, none is guessed at."""
+    for loss in (hard_loss, lambda z, y: kd_loss(z, z, y)):
+        with pytest.raises(ValueError, match="class numbers"):
+            loss(torch.zeros(2, 2), labels)
+
+
+def test_without_a_teacher_kd_loss_is_the_cross_entropy():
+    z_S, y = torch.randn(4, 3), torch.tensor([0, 2, 1, 1])
+    torch.testing.assert_close(kd_loss(z_S, None, y, alpha=0.9), F.cross_entropy(z_S, y))
 
 
 # ---------------------------------------------------------------- the meta-gradient
 
 
-class Scalar(nn.Module):
-    """Logits (0, θ x): logistic regression with one parameter, so that all can be worked out on paper."""
-
-    def __init__(self, theta):
-        super().__init__()
-        self.theta = nn.Parameter(torch.tensor(theta, dtype=torch.float64))
-
-    def forward(self, x):
-        return torch.stack([torch.zeros_like(x), self.theta * x], dim=-1)
-
-
-@pytest.mark.parametrize("mode", ["second_order", "jvp"])
+@pytest.mark.parametrize("mode", MODES)
 def test_meta_gradient_equals_the_closed_form_on_a_scalar_student(mode):
     """L_S = α T² KL(σ(tx/T) ‖ σ(sx/T)) + (1−α) CE, so with σ the logistic function
 
@@ -119,7 +113,8 @@ def test_meta_gradient_equals_the_closed_form_on_a_scalar_student(mode):
     expected = pilot_lr * alpha * x**2 * sigma(t * x / T) * (1 - sigma(t * x / T)) * v
 
     as_batch = lambda value, label: (torch.tensor([value], dtype=torch.float64), torch.tensor([label]))  # noqa: E731
-    settings = {"pilot_lr": pilot_lr, "alpha": alpha, "temperature": T, "mode": mode, "trace": (trace := {})}
+    loss, trace = partial(kd_loss, alpha=alpha, temperature=T), {}
+    settings = {"pilot_lr": pilot_lr, "loss": loss, "mode": mode, "trace": trace}
     found = meta_gradient(Scalar(s), [Scalar(t)], as_batch(x, y), as_batch(x_q, y_q), **settings)
     assert found.grads[0].item() == pytest.approx(expected, rel=1e-14)
     assert trace["theta_S_prime"]["theta"].item() == pytest.approx(s_prime, rel=1e-14)
@@ -166,19 +161,19 @@ def resnet_case(dtype):
     return shaken(models.ResNet(small)).to(dtype), [shaken(models.ResNet(large)).to(dtype)], exam(9), exam(7)
 
 
-SETTINGS = {"pilot_lr": 0.3, "alpha": 0.6, "temperature": 2.5}
+ALPHA, T, PILOT_LR = 0.6, 2.5, 0.3
+SETTINGS = {"pilot_lr": PILOT_LR, "loss": partial(kd_loss, alpha=ALPHA, temperature=T)}
 
 
 @pytest.mark.parametrize("case", [encoder_case, image_case, resnet_case])
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-5), (torch.float64, 1e-9)])
-def test_three_modes_agree(case, mode, dtype, limit):
+def test_the_two_modes_agree(case, dtype, limit):
     networks = case(dtype)
-    reference = meta_gradient(*networks, **SETTINGS).grads
-    assert relative_difference(meta_gradient(*networks, mode=mode, **SETTINGS).grads, reference) < limit
+    one, other = (meta_gradient(*networks, mode=mode, **SETTINGS).grads for mode in MODES)
+    assert relative_difference(one, other) < limit
 
 
-def quiz_loss_after_pilot(student, teachers, batch, quiz, pilot_lr, alpha, temperature):
+def quiz_loss_after_pilot(student, teachers, batch, quiz, pilot_lr=PILOT_LR, alpha=ALPHA, temperature=T):
     """L_q(θ′_S(θ_T)) with the pilot by plain backward() and torch's own losses: nothing of the module under test."""
     pupil = copy.deepcopy(student)
     for module in pupil.modules():
@@ -197,7 +192,7 @@ def quiz_loss_after_pilot(student, teachers, batch, quiz, pilot_lr, alpha, tempe
 
 
 @pytest.mark.parametrize("case", [encoder_case, image_case, resnet_case])
-@pytest.mark.parametrize("mode", ["second_order", "jvp"])
+@pytest.mark.parametrize("mode", MODES)
 def test_meta_gradient_equals_central_differences_over_teacher_parameters(case, mode):
     student, teachers, batch, quiz = case(torch.float64)
     grads = meta_gradient(student, teachers, batch, quiz, mode=mode, **SETTINGS).grads
@@ -208,7 +203,7 @@ def test_meta_gradient_equals_central_differences_over_teacher_parameters(case, 
             losses = []
             for shift in (epsilon, -epsilon):
                 parameter.data.view(-1)[place] += shift
-                losses.append(quiz_loss_after_pilot(student, teachers, batch, quiz, **SETTINGS))
+                losses.append(quiz_loss_after_pilot(student, teachers, batch, quiz))
                 parameter.data.view(-1)[place] -= shift
             found.append(gradient.view(-1)[place])
             expected.append(torch.tensor((losses[0] - losses[1]) / (2 * epsilon), dtype=torch.float64))
@@ -235,10 +230,9 @@ def test_what_the_teacher_is_told_is_the_gradient_in_its_logits(mode):
     student, teachers, batch, quiz = encoder_case(torch.float64)
     meta_gradient(student, teachers, batch, quiz, mode=mode, trace=(trace := {}), **SETTINGS)
     _, z_S_dot = metadistil.student_tangent(student, batch[0], trace["v"])
-    alpha, T = SETTINGS["alpha"], SETTINGS["temperature"]
     p_T = (trace["teacher_logits"] / T).softmax(-1)
-    expected = SETTINGS["pilot_lr"] * alpha * p_T * (z_S_dot[0] - (p_T * z_S_dot[0]).sum(-1, keepdim=True)) / len(p_T)
-    assert relative_difference([trace["teacher_logits_gradient"]], [expected]) < (1e-4 if mode == MODES[2] else 1e-12)
+    expected = PILOT_LR * ALPHA * p_T * (z_S_dot - (p_T * z_S_dot).sum(-1, keepdim=True)) / len(p_T)
+    assert relative_difference([trace["teacher_logits_gradient"]], [expected]) < 1e-12
 
 
 def test_the_oracle_sees_a_first_order_shortcut():
@@ -252,14 +246,70 @@ def test_the_oracle_sees_a_first_order_shortcut():
         torch.autograd.grad(sum(theta.sum() for theta in cut.values()), list(teachers[0].parameters()))
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name, other", [("alpha", 0.3), ("temperature", 1.0), ("pilot_lr", 0.1)])
-def test_no_setting_is_ignored(mode, name, other):
+def with_mistakes(*mistakes):
+    """metadistil.py with some of its text replaced, as a module of its own."""
+    text, module = (ROOT / "metadistil.py").read_text(encoding="utf-8"), types.ModuleType("mistaken")
+    for right, wrong in mistakes:
+        assert text.count(right) == 1
+        text = text.replace(right, wrong)
+    exec(compile(text, "mistaken", "exec"), module.__dict__)
+    return module
+
+
+FORGOTTEN_GRAPH = ("create_graph=create_graph", "create_graph=False")
+FORGOTTEN_DETACH = ("theta.detach() - pilot_lr", "theta - pilot_lr")
+
+
+def test_a_forgotten_create_graph_is_an_error_and_not_a_zero():
+    """The detach in `pilot_update` makes it one: without both, the teacher's gradient is zero, and nobody is told."""
     networks = encoder_case(torch.float64)
-    one, two = (meta_gradient(*networks, mode=mode, **s).grads for s in (SETTINGS, SETTINGS | {name: other}))
-    assert relative_difference(two, one) > 1e-3
-    without = meta_gradient(*networks, mode=mode, **SETTINGS | {"alpha": 0.0}).grads
-    assert flat(without).abs().max() == 0  # a student that does not listen gives its teacher nothing to learn
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        with_mistakes(FORGOTTEN_GRAPH).meta_gradient(*networks, pilot_lr=0.3)
+    silent = with_mistakes(FORGOTTEN_GRAPH, FORGOTTEN_DETACH).meta_gradient(*networks, pilot_lr=0.3)
+    assert flat(silent.grads).abs().max() == 0 < flat(meta_gradient(*networks, pilot_lr=0.3).grads).abs().max()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("other", [{"alpha": 0.3}, {"temperature": 1.0}])
+def test_the_loss_handed_over_reaches_pilot_and_real_update(mode, other):
+    """Another setting changes the meta-gradient and, with a teacher that stays, where the student ends."""
+    settings, found = {"alpha": ALPHA, "temperature": T}, []
+    for changed in ({}, other):
+        student, teachers, batch, quiz = encoder_case(torch.float64)
+        optimizers = torch.optim.SGD(student.parameters(), 0.1), torch.optim.SGD(teachers[0].parameters(), 0.0)
+        loss = partial(kd_loss, **settings | changed)
+        torch.manual_seed(0)
+        _, result = metadistil_step(student, teachers, batch, quiz, *optimizers, pilot_lr=0.3, loss=loss, mode=mode)
+        found.append((result.grads, list(student.parameters())))
+    assert relative_difference(found[0][0], found[1][0]) > 1e-3
+    assert relative_difference(found[0][1], found[1][1]) > 1e-7
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_handed_over_is_called_wherever_it_belongs(mode):
+    """loss: in the pilot, in jvp's loss head, in the real update. quiz_loss: at the quiz."""
+    student, teachers, batch, quiz = encoder_case(torch.float64)
+    optimizers, calls = [torch.optim.SGD(network.parameters(), 0.1) for network in (student, teachers[0])], []
+
+    def loss(student_outputs, teacher_outputs, labels):
+        calls.append("L_S")
+        return kd_loss(student_outputs, teacher_outputs, labels)
+
+    def quiz_loss(logits, labels):
+        calls.append("L_q")
+        return 2 * hard_loss(logits, labels)
+
+    _, found = metadistil_step(
+        student, teachers, batch, quiz, *optimizers, pilot_lr=0.3, loss=loss, quiz_loss=quiz_loss, mode=mode
+    )
+    assert calls == ["L_S", "L_q", *["L_S"] * (mode == "jvp"), "L_S"]
+    assert found.quiz_loss > 1.5 * meta_gradient(student, teachers, batch, quiz, pilot_lr=0.3).quiz_loss
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_student_that_does_not_listen_gives_its_teacher_nothing_to_learn(mode):
+    deaf = SETTINGS | {"loss": partial(kd_loss, alpha=0.0)}
+    assert flat(meta_gradient(*encoder_case(torch.float64), mode=mode, **deaf).grads).abs().max() == 0
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -291,7 +341,7 @@ def test_of_a_whole_step_only_the_real_update_moves_running_statistics(mode):
     student, teachers, batch, quiz = resnet_case(torch.float32)
     twin, buffers = copy.deepcopy(student), [buffer.clone() for buffer in teachers[0].buffers()]
     optimizers = [torch.optim.SGD(list(module.parameters()), 0.1) for module in (student, teachers[0])]
-    metadistil.metadistil_step(student, teachers, batch, quiz, *optimizers, mode=mode, **SETTINGS)
+    metadistil_step(student, teachers, batch, quiz, *optimizers, mode=mode, **SETTINGS)
     twin.train()(**batch[0])  # one forward pass in train mode, where the real update made one
     for (name, found), expected in zip(student.named_buffers(), twin.buffers(), strict=True):
         torch.testing.assert_close(found, expected, msg=name)
@@ -321,11 +371,11 @@ def test_trace_holds_every_factor_of_the_chain_rule(mode):
     result = meta_gradient(student, teachers, batch, quiz, mode=mode, trace=(trace := {}), **SETTINGS)
     theta_S = dict(student.named_parameters())
     for name, theta in theta_S.items():
-        expected = theta - SETTINGS["pilot_lr"] * trace["pilot_gradient"][name]
+        expected = theta - PILOT_LR * trace["pilot_gradient"][name]
         torch.testing.assert_close(trace["theta_S_prime"][name], expected.detach())
     with torch.no_grad():
         torch.testing.assert_close(trace["quiz_loss_before"], F.cross_entropy(student.eval()(**quiz[0]), quiz[1]))
-        loss = kd_loss(trace["student_logits"], trace["teacher_logits"], batch[1], SETTINGS["alpha"], SETTINGS["temperature"])
+        loss = kd_loss(trace["student_logits"], trace["teacher_logits"], batch[1], ALPHA, T)
     torch.testing.assert_close(trace["inner_loss"], loss)
     torch.testing.assert_close(trace["quiz_loss_after"], result.quiz_loss)
     assert relative_difference(trace["meta_gradient"].values(), result.grads) == 0
@@ -345,12 +395,25 @@ def test_unknown_mode():
 
 def test_meta_update_steps_down_the_quiz():
     student, teachers, batch, quiz = encoder_case(torch.float64)
-    optimizer = torch.optim.SGD(metadistil.parameters_of(teachers), lr=1.0)
-    before = [p.detach().clone() for p in metadistil.parameters_of(teachers)]
-    result = metadistil.meta_update(student, teachers, batch, quiz, optimizer, **SETTINGS)
-    moved = [p.detach() - old for p, old in zip(metadistil.parameters_of(teachers), before)]
+    theta_T = list(nn.ModuleList(teachers).parameters())
+    optimizer, before = torch.optim.SGD(theta_T, lr=1.0), [theta.detach().clone() for theta in theta_T]
+    result = meta_gradient(student, teachers, batch, quiz, **SETTINGS)
+    metadistil.meta_update(teachers, result.grads, optimizer)
+    moved = [theta.detach() - old for theta, old in zip(theta_T, before)]
     assert relative_difference(moved, [-g for g in result.grads]) < 1e-9
     assert meta_gradient(student, teachers, batch, quiz, **SETTINGS).quiz_loss < result.quiz_loss
+
+
+def test_clip_cuts_all_gradients_together_and_leaves_the_callers_alone():
+    teachers = [nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False)]
+    theta_T = list(nn.ModuleList(teachers).parameters())
+    before, grads = [theta.detach().clone() for theta in theta_T], [torch.tensor([[3.0, 0.0]]), torch.tensor([[4.0]])]
+    for clip, length in ((2.5, 2.5), (7.0, 5.0)):  # they are 5 long
+        metadistil.meta_update(teachers, grads, torch.optim.SGD(theta_T, lr=1.0), clip)
+        moved = [old - theta.detach() for theta, old in zip(theta_T, before)]
+        torch.testing.assert_close(moved, [gradient * length / 5 for gradient in grads])
+        torch.nn.utils.vector_to_parameters(flat(before), theta_T)
+    assert grads[1].item() == 4
 
 
 def test_real_update_is_a_step_of_distillation_or_of_fine_tuning():
@@ -363,12 +426,14 @@ def test_real_update_is_a_step_of_distillation_or_of_fine_tuning():
         z_S = student(**batch[0])
         with torch.no_grad():
             z_T = torch.stack([teacher.eval()(**batch[0]) for teacher in teachers]).mean(0)
-        loss = kd_loss(z_S, z_T, batch[1], 0.6, 2.5) if listened_to else F.cross_entropy(z_S, batch[1])
+        loss = kd_loss(z_S, z_T, batch[1], ALPHA, T) if listened_to else F.cross_entropy(z_S, batch[1])
         gradients = torch.autograd.grad(loss, list(theta_S.values()), materialize_grads=True)
         expected = {name: (p - 0.1 * g).detach() for (name, p), g in zip(theta_S.items(), gradients)}
         optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
-        found = metadistil.real_update(student, listened_to, batch, optimizer, alpha=0.6, temperature=2.5)
+        found = real_update(student, listened_to, batch, optimizer, SETTINGS["loss"], trace := {})
         torch.testing.assert_close(found, loss.detach())
+        torch.testing.assert_close(trace["real_loss"], found)
+        torch.testing.assert_close(trace["real_gradient"], dict(zip(theta_S, gradients)))
         for name, parameter in student.named_parameters():
             torch.testing.assert_close(parameter.detach(), expected[name])
 
@@ -379,21 +444,20 @@ def test_a_step_with_a_teacher_that_does_not_move_is_kd():
     for pupil, rate in ((student, 0.0), (other, None)):
         torch.manual_seed(3)  # the same dropout
         optimizer = torch.optim.AdamW(pupil.parameters(), lr=0.01)
-        soft = {"alpha": 0.6, "temperature": 2.5}
         if rate is None:
-            metadistil.real_update(pupil, teachers, batch, optimizer, **soft)
+            real_update(pupil, teachers, batch, optimizer, SETTINGS["loss"])
         else:
-            still = torch.optim.SGD(metadistil.parameters_of(teachers), lr=rate)
-            metadistil.metadistil_step(pupil, teachers, batch, quiz, optimizer, still, pilot_lr=0.3, **soft)
+            still = torch.optim.SGD(nn.ModuleList(teachers).parameters(), lr=rate)
+            metadistil_step(pupil, teachers, batch, quiz, optimizer, still, **SETTINGS)
     assert all(torch.equal(a, b) for a, b in zip(student.parameters(), other.parameters()))
 
 
 def test_real_update_uses_the_improved_teacher():
     student, teachers, batch, quiz = encoder_case(torch.float64)
-    optimizers = torch.optim.SGD(student.parameters(), 0.1), torch.optim.SGD(metadistil.parameters_of(teachers), 100.0)
+    optimizers = torch.optim.SGD(student.parameters(), 0.1), torch.optim.SGD(nn.ModuleList(teachers).parameters(), 100.0)
     seen = []
     hook = teachers[0].classifier.register_forward_hook(lambda *_: seen.append(teachers[0].classifier.bias.detach().clone()))
-    metadistil.metadistil_step(student, teachers, batch, quiz, *optimizers, **SETTINGS)
+    metadistil_step(student, teachers, batch, quiz, *optimizers, **SETTINGS)
     hook.remove()
     assert len(seen) == 2 and not torch.equal(seen[0], seen[1])
 
@@ -408,7 +472,7 @@ def test_no_graph_outlives_its_step(mode):
     alive = {}
     for step in range(1, 201):
         trace = {} if step % 10 == 0 else None
-        loss, result = metadistil.metadistil_step(student, teachers, batch, quiz, *optimizers, mode=mode, trace=trace, **SETTINGS)
+        loss, result = metadistil_step(student, teachers, batch, quiz, *optimizers, mode=mode, trace=trace, **SETTINGS)
         assert not any(tensor.requires_grad for tensor in (loss, result.quiz_loss, *result.grads, *result.theta_S_prime.values()))
         if step in (20, 200):
             gc.collect()
@@ -416,60 +480,66 @@ def test_no_graph_outlives_its_step(mode):
     assert alive[20] == alive[200]
 
 
-# ---------------------------------------------------------------- hidden states (pkd), frozen teachers, the kept pilot
+# ---------------------------------------------------------------- a loss of one's own, states, parts, frozen teachers
 
 
-def test_pkd_loss_worked_by_hand():
-    student, teacher = torch.tensor([[[3.0, 4.0]], [[0.0, 2.0]]]), torch.tensor([[[4.0, 3.0]], [[0.0, 9.0]]])
-    # unit vectors (0.6, 0.8) against (0.8, 0.6), then equal ones: (0.04 + 0.04 + 0 + 0) / 4
-    assert metadistil.pkd_loss(student, teacher).item() == pytest.approx(0.02)
+def decoupled_kd_loss(z_S, z_T, labels, alpha=1.0, beta=4.0, temperature=2.0):
+    """Zhao et al. 2022: the target class against the rest (α), and the other classes among themselves (β)."""
+    target = F.one_hot(labels, z_S.shape[-1]).bool()
+
+    def parts(z):
+        p = (z / temperature).softmax(-1)
+        rest = (z / temperature).masked_fill(target, -1e4).log_softmax(-1)
+        return torch.stack([p[target], 1 - p[target]], dim=-1), rest
+
+    (two_S, rest_S), (two_T, rest_T) = parts(z_S), parts(z_T)
+    of_target = (two_T * (two_T.log() - two_S.log())).sum(-1)
+    of_rest = (rest_T.exp() * (rest_T - rest_S)).sum(-1)
+    return (alpha * of_target + beta * of_rest).mean() * temperature**2 + hard_loss(z_S, labels)
+
+
+def states_loss(student_outputs, teacher_outputs, labels):
+    """kd_loss of the logits, and the squared distance of the states."""
+    return kd_loss(student_outputs, teacher_outputs, labels) + (student_outputs[1] - teacher_outputs[1]).square().mean()
 
 
 def patient_case(dtype):
-    """Two teachers and a student that show their hidden states, so that beta counts."""
-    torch.manual_seed(3)
-    student, teachers, batch, quiz = encoder_case(dtype)
-    width = student.config.hidden
-    teachers = [encoder(3, width).to(dtype), encoder(3, width).to(dtype)]
-    student = encoder(2, width).to(dtype)
+    """Two teachers and a student that return (logits, hidden states)."""
+    _, _, batch, quiz = encoder_case(dtype)
+    student, *teachers = (encoder(layers, 8).to(dtype) for layers in (2, 3, 3))
     student.patient_layers = (1, 2)
     for teacher in teachers:
         teacher.patient_layers = (1, 3)
     return student, teachers, batch, quiz
 
 
-PATIENT = {"pilot_lr": 0.3, "alpha": 0.4, "temperature": 2.0, "beta": 20.0}
-
-
-@pytest.mark.parametrize("mode", ["jvp", "finite_difference"])
-def test_the_meta_gradient_flows_through_hidden_states_in_every_mode(mode):
-    student, teachers, batch, quiz = patient_case(torch.float64)
-    exact = metadistil.meta_gradient(student, teachers, batch, quiz, **PATIENT)
-    found = metadistil.meta_gradient(student, teachers, batch, quiz, mode=mode, **PATIENT)
-    without = metadistil.meta_gradient(student, teachers, batch, quiz, **(PATIENT | {"beta": 0.0}))
-    assert relative_difference(found.grads, exact.grads) < (1e-9 if mode == "jvp" else 1e-5)
-    assert relative_difference(without.grads, exact.grads) > 0.05
-
-
-def test_the_meta_gradient_through_hidden_states_equals_central_differences():
-    student, teachers, batch, quiz = patient_case(torch.float64)
-    found = metadistil.meta_gradient(student, teachers, batch, quiz, **PATIENT).grads
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case, loss", [(encoder_case, decoupled_kd_loss), (patient_case, states_loss)])
+def test_with_a_loss_of_ones_own_the_meta_gradient_equals_central_differences(case, loss, mode):
+    student, teachers, batch, quiz = case(torch.float64)
+    found = meta_gradient(student, teachers, batch, quiz, pilot_lr=0.3, loss=loss, mode=mode).grads
+    theta_T = list(nn.ModuleList(teachers).parameters())
+    directions = [torch.randn_like(theta) for theta in theta_T]
+    expected = sum((gradient * direction).sum() for gradient, direction in zip(found, directions)).item()
 
     def quiz_loss():
-        z_T = metadistil.teach(teachers, batch[0])
-        settings = {name: PATIENT[name] for name in ("alpha", "temperature", "beta")}
-        theta = metadistil.pilot_update(student, batch, z_T, PATIENT["pilot_lr"], **settings)
-        return metadistil.quiz_gradient(student, theta, quiz)[0]
+        pupil = copy.deepcopy(student).eval()
+        outputs = [teacher.eval()(**batch[0]) for teacher in teachers]
+        z_T = outputs[0].detach() * 0.5 + outputs[1].detach() * 0.5 if isinstance(outputs[0], torch.Tensor) else tuple(
+            torch.stack(parts).mean(0).detach() for parts in zip(*outputs))  # fmt: skip
+        loss(pupil(**batch[0]), z_T, batch[1]).backward()
+        with torch.no_grad():
+            for theta in pupil.parameters():
+                theta -= 0.3 * (0 if theta.grad is None else theta.grad)
+            outputs = pupil(**quiz[0])
+            return F.cross_entropy(outputs if isinstance(outputs, torch.Tensor) else outputs[0], quiz[1]).item()
 
-    parameters = metadistil.parameters_of(teachers)
-    directions = [torch.randn_like(parameter) for parameter in parameters]
-    expected = sum((gradient * direction).sum() for gradient, direction in zip(found, directions)).item()
-    losses, epsilon = [], 1e-4
+    losses, epsilon = [], 1e-5
     for sign in (1, -2):
         with torch.no_grad():
-            for parameter, direction in zip(parameters, directions):
-                parameter.add_(sign * epsilon * direction)
-        losses.append(quiz_loss().item())
+            for theta, direction in zip(theta_T, directions):
+                theta.add_(sign * epsilon * direction)
+        losses.append(quiz_loss())
     assert (losses[0] - losses[1]) / (2 * epsilon) == pytest.approx(expected, rel=1e-5)
 
 
@@ -479,16 +549,15 @@ def test_a_frozen_teacher_hears_the_quiz_and_the_student_learns_as_in_kd():
         torch.manual_seed(1)
         student, teachers, batch, quiz = encoder_case(torch.float32)
         optimizer = torch.optim.AdamW(student.parameters(), lr=0.01)
-        torch.nn.ModuleList(teachers).requires_grad_(False)
+        theta_T = list(nn.ModuleList(teachers).requires_grad_(False).parameters())
         if frozen:
-            teacher_optimizer = torch.optim.AdamW(metadistil.parameters_of(teachers), lr=0.1)
-            before = [theta.clone() for theta in metadistil.parameters_of(teachers)]
-            pair = (optimizer, teacher_optimizer)
-            _, result = metadistil.metadistil_step(student, teachers, batch, quiz, *pair, pilot_lr=0.1)
+            before = [theta.clone() for theta in theta_T]
+            pair = (optimizer, torch.optim.AdamW(theta_T, lr=0.1))
+            _, result = metadistil_step(student, teachers, batch, quiz, *pair, pilot_lr=0.1)
             assert all(gradient.eq(0).all() for gradient in result.grads) and result.quiz_loss > 0
-            assert all(map(torch.equal, before, metadistil.parameters_of(teachers)))
+            assert all(map(torch.equal, before, theta_T))
         else:
-            metadistil.real_update(student, teachers, batch, optimizer)
+            real_update(student, teachers, batch, optimizer)
         results.append(list(student.parameters()))
     assert all(map(torch.equal, *results))
 
@@ -496,17 +565,8 @@ def test_a_frozen_teacher_hears_the_quiz_and_the_student_learns_as_in_kd():
 @pytest.mark.parametrize("mode", MODES)
 def test_a_quiz_in_parts_is_the_same_quiz(mode):
     student, teachers, batch, quiz = encoder_case(torch.float64)
-    parts = [({name: part[rows] for name, part in quiz[0].items()}, quiz[1][rows]) for rows in (slice(0, 1), slice(1, None))]
-    whole = metadistil.meta_gradient(student, teachers, batch, quiz, pilot_lr=0.1, mode=mode)
-    found = metadistil.meta_gradient(student, teachers, batch, parts, pilot_lr=0.1, mode=mode)
+    parts = [{name: part[rows] for name, part in quiz[0].items()} for rows in (slice(0, 1), slice(1, None))]
+    whole = meta_gradient(student, teachers, batch, quiz, pilot_lr=0.1, mode=mode)
+    found = meta_gradient(student, teachers, batch, (parts, quiz[1]), pilot_lr=0.1, mode=mode)
     assert found.quiz_loss.item() == pytest.approx(whole.quiz_loss.item(), rel=1e-12)
     assert relative_difference(found.grads, whole.grads) < 1e-9
-
-
-def test_a_kept_pilot_is_where_the_student_stays():
-    student, teachers, batch, quiz = encoder_case(torch.float32)
-    expected = metadistil.pilot_update(student, batch, metadistil.teach(teachers, batch[0]), 0.2)
-    optimizers = [torch.optim.SGD(metadistil.parameters_of([model]), lr=0.1) for model in (student, teachers[0])]
-    loss, result = metadistil.metadistil_step(student, teachers, batch, quiz, *optimizers, True, pilot_lr=0.2)
-    assert all(torch.equal(theta, expected[name]) for name, theta in student.named_parameters())
-    assert loss == result.quiz_loss

@@ -12,12 +12,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "notebooks"))
 
-import data
 import honest
-import metadistil
-import models
 import results
 import told
+
+import data
+import metadistil
+import models
 import train
 
 SMALL = ("--task sst2 --data builtin --train-size 60 --quiz-size 20 --student micro --teacher-epochs 1 --warmup-epochs 0"
@@ -82,18 +83,21 @@ def test_the_answer_compares_each_study_with_its_own_kd(found, monkeypatch, caps
 
 
 def test_what_a_best_score_costs():
-    """By hand: 2 epochs of labels at 10 s, then 3 of kd at 20 s, or 4 of metadistil at 50 s; means over two seeds."""
+    """By hand: 2 epochs of labels at 10 s, then 3 of kd at 20 s, or 4 of metadistil at 50 s; means over two seeds. Of
+    metadistil no memory was noted."""
     curves = {"student finetune": [[0.5] * 6, [0.5] * 6], "student kd": [[0.5, 0.6, 0.6, 0.8, 0.7], [0.5, 0.6, 0.6, 0.8, 0.7]],
               "student metadistil": [[0.5, 0.6, 0.7, 0.7, 0.9, 0.8], [0.5, 0.6, 0.7, 0.9, 0.9, 0.9]]}  # fmt: skip
     seconds = {"student finetune": [50, 70], "student kd": [80, 80], "student metadistil": [200, 240]}
-    models = {title: {"by_epoch": curves[title], "seconds": seconds[title], "peak_mb": [401, 502]} for title in curves}
+    models = {title: {"by_epoch": curves[title], "seconds": seconds[title]} for title in curves}
+    for title in ("student finetune", "student kd"):
+        models[title]["peak_mb"] = [401, 502]
     entries = [{"study": "s", "row": "plain", "warmup_epochs": 2, "models": dict(list(models.items())[:2])},
                {"study": "s", "row": "metadistil", "warmup_epochs": 2, "models": dict(list(models.items())[2:])}]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(results, "read_found", lambda: {("s", entry["row"]): entry for entry in entries})
         lines = results.costs("s").splitlines()
     assert lines[2:] == ["| student finetune | 50.0 | 1 | 10 | – | 401 |", "| student kd | 80.0 | 4 | 60 | 60 | 401 |",
-                         "| student metadistil | 90.0 | 5 | 170 | 120 | 401 |"]  # fmt: skip
+                         "| student metadistil | 90.0 | 5 | 170 | 120 | – |"]  # fmt: skip
 
 
 def test_rows_are_named_by_their_flags_and_take_the_first_ones_teachers():
@@ -103,7 +107,7 @@ def test_rows_are_named_by_their_flags_and_take_the_first_ones_teachers():
     assert rows["epochs-3"] == "--task sst2 --epochs 3"
     for study, rows in results.studies().items():  # every row is one that train.py takes, after the rows it depends on
         for row, flags in rows.items():
-            assert set(train.parse(flags.split())) <= {*train.Config.__dataclass_fields__}
+            train.check(train.Config(**train.parse(flags.split())))
             taken = [other for other in rows if f"/{study}/{other}/" in flags]
             assert all(list(rows).index(other) < list(rows).index(row) for other in taken)
 
@@ -124,8 +128,8 @@ def test_the_readme_prints_what_is_on_record():
 def test_a_spoilt_teacher_is_the_same_network_that_misreads(tmp_path, kind):
     train.main(f"{SMALL} --teacher micro --methods finetune --seeds 1 --out {tmp_path / 'run'}".split())
     results.spoil(path := tmp_path / "run" / "seed0" / "teacher-before.pt", kind)
-    (_, whole), (_, spoilt) = (models.read_saved(p) for p in (path, path.with_name(f"teacher-{kind}.pt")))
-    assert all(map(torch.equal, whole["weights"].values(), spoilt["weights"].values()))
+    (network, whole), (twin, spoilt) = (models.read_saved(p) for p in (path, path.with_name(f"teacher-{kind}.pt")))
+    assert all(map(torch.equal, network.state_dict().values(), twin.state_dict().values())) and twin.config == network.config
     before, after = (data.Tokenizer.from_str(saved["tokenizer"]).get_vocab() for saved in (whole, spoilt))
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     assert [after[token] for token in special] == [before[token] for token in special]
@@ -158,17 +162,16 @@ def test_sst2_gets_a_test_set_out_of_its_training_file(tmp_path, monkeypatch):
 def test_what_is_told_is_what_the_meta_gradient_says_of_the_right_class(tmp_path):
     flags = f"{SMALL} --teacher micro --methods kd --label-noise 0.3 --warmup-epochs 2 --out {tmp_path / 'run'}"
     train.main(flags.split())
-    config, _ = train.read_journal(str(tmp_path / "run"))
-    context = train.Seed(config, 0)
-    truth = dict(zip(context.task.train.texts, train.dataclasses.replace(config, label_noise=0.0).load(0).train.labels))
+    config = told.settings_of(str(tmp_path / "run"))
+    stage = train.Stage(context := train.Seed(config, 0), "metadistil")
+    truth = dict(zip(context.task.train.texts, dataclasses.replace(config, label_noise=0.0).load(0).train.labels))
     truth = np.array([truth[text] for text in context.task.train.texts])
-    student, teacher = context.model("student"), context.model("teacher", "teacher-before")
-    (accuracy, *shares), n = told.told(context, student, teacher, truth, batches=1), len(truth)
-    assert accuracy == context.scores(student, "dev")["dev accuracy"]
-    rows = data.batches_of(context.read["student"]["train+quiz"].lengths[:n], config.batch_size, 0, 10**6)[0]
-    quiz, trace = context.batch(n + data.sample_quiz(context.task.quiz.labels, config.quiz_batch_size, 0, 10**6)), {}
-    settings = {"pilot_lr": config.pilot_lr, "alpha": config.alpha, "temperature": config.temperature}
-    metadistil.meta_gradient(student, [teacher], context.batch(rows), quiz, trace=trace, **settings)
+    (accuracy, *shares), n = told.told(stage, truth, batches=1), len(truth)
+    assert accuracy == context.scores(stage.student, "dev")["dev accuracy"]
+    rows = data.batches_of(context.encoded["student"]["train+quiz"].lengths[:n], config.batch_size, 0, told.FAR)[0]
+    settings, trace = {"pilot_lr": config.pilot_lr, "loss": stage.loss}, {}
+    batch, quiz = context.batch(rows), context.quiz(told.FAR)
+    metadistil.meta_gradient(stage.student, stage.teachers, batch, quiz, trace=trace, **settings)
     raised = -trace["teacher_logits_gradient"].numpy()[np.arange(len(rows)), truth[rows]]  # the teacher goes against it
     wrong = context.task.train.labels[rows] != truth[rows]
     assert shares[::2] == pytest.approx([(raised[wrong == label] > 0).mean() for label in (False, True)])
@@ -190,7 +193,7 @@ def taught_run(tmp_path_factory):
 
 def test_without_an_idea_it_is_metadistil_as_train_has_it(taught_run):
     config, scores = taught_run
-    found = honest.scores_of(honest.as_it_is, config, 0)
+    found = honest.scores_of("as-it-is", config, 0)
     assert found == {title: scores[title] for title in ("student metadistil", "teacher after metadistil")}
     lines = honest.table({"as-it-is": [found] * 2}, [scores["student kd"]] * 2).splitlines()
     mean = train.spread(np.array([scores["student metadistil"]["dev accuracy"]] * 2))
@@ -198,90 +201,86 @@ def test_without_an_idea_it_is_metadistil_as_train_has_it(taught_run):
     assert lines[3].startswith(f"| as-it-is | {mean}; {difference:+.1f} [")
 
 
+RATE = 1e5  # far too much, but then rounding is far below what moves
+
+
+def first_step(config, idea, settings=lambda config: config):
+    """(stage, {name: its gradient}) of the teacher in the first step by the idea, where SGD has the rate RATE."""
+    plain = {"teacher_optimizer": "sgd", "teacher_schedule": "falls", "teacher_lr": RATE}
+    stage = honest.begin(idea, settings(dataclasses.replace(config, **plain)), 0)
+    (teacher,) = stage.teachers
+    before = {name: theta.detach().clone() for name, theta in teacher.named_parameters()}
+    stage.step(0, None)
+    return stage, {name: (before[name] - theta.detach()) / RATE for name, theta in teacher.named_parameters()}
+
+
+def flat(gradients):
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
 def test_the_label_loss_pulls_as_hard_as_the_quiz(taught_run):
-    context = train.Seed(taught_run[0], 0)
-    teacher, batch = context.model("teacher", "teacher-before"), context.batch(np.arange(60, 80))
-    before = metadistil.hard_loss(teacher.eval()(**batch[0]), batch[1])
-    own = torch.autograd.grad(before, list(teacher.parameters()), materialize_grads=True)
-    for theta in teacher.parameters():
-        theta.grad = torch.full_like(theta, 1e-6)
-    honest.add_label_loss(teacher, batch)
-    added = [theta.grad - 1e-6 for theta in teacher.parameters()]
-    assert honest.length(added) == pytest.approx(1e-6 * sum(theta.numel() for theta in teacher.parameters()) ** 0.5, rel=1e-3)
-    cosine = sum((a * b).sum() for a, b in zip(added, own)) / honest.length(added) / honest.length(own)
-    assert cosine == pytest.approx(1, abs=1e-4)
+    (stage, ours), (_, usual) = (first_step(taught_run[0], idea) for idea in ("label-loss", "as-it-is"))
+    teacher = stage.context.network("teacher", "teacher-before").eval()
+    (inputs,), labels = stage.context.quiz(0)
+    own = torch.autograd.grad(metadistil.hard_loss(teacher(**inputs), labels), list(teacher.parameters()), materialize_grads=True)
+    added = flat(ours.values()) - flat(usual.values())
+    assert added.norm().item() == pytest.approx(flat(usual.values()).norm().item(), rel=1e-3)
+    assert torch.cosine_similarity(added, flat(own), dim=0) == pytest.approx(1, abs=1e-4)
 
 
-def test_what_is_told_less_the_mean_shifts_nothing_of_all_answers(taught_run, monkeypatch):
-    heard, through = [], metadistil.through_teachers
-    monkeypatch.setattr(metadistil, "through_teachers", lambda *given: heard.append(given[3][0]) or through(*given))
-    for idea in (honest.as_it_is, honest.less_the_mean):
-        *_, step, _ = idea(train.Seed(taught_run[0], 0))
-        step(0, None)
-    assert torch.equal(heard[0] - heard[0].mean(dim=0), heard[1])
-    assert heard[0].mean(dim=0).norm() > 0.1 * heard[0].norm(dim=1).mean()
+def test_what_is_told_less_the_mean_shifts_nothing_of_all_answers(taught_run):
+    (stage, ours), (_, usual) = (first_step(taught_run[0], idea) for idea in ("less-the-mean", "as-it-is"))
+    student, teacher = stage.context.network("student"), stage.context.network("teacher", "teacher-before")
+    batch, trace = stage.batch(0), {}
+    settings = {"pilot_lr": stage.config.pilot_lr, "loss": stage.loss, "trace": trace}
+    metadistil.meta_gradient(student, teacher, batch, stage.context.quiz(0), **settings)
+    message = trace["teacher_logits_gradient"]
+    heard = (teacher.eval()(**batch[0]) * (message - message.mean(dim=0))).sum()
+    expected = torch.autograd.grad(heard, list(teacher.parameters()), materialize_grads=True)
+    assert (flat(ours.values()) - flat(expected)).norm() < 1e-2 * flat(expected).norm()
+    bias = "network.classifier.bias"  # it alone shifts all answers alike
+    assert ours[bias].norm() < 1e-3 * usual[bias].norm()
 
 
 def test_the_last_layer_alone_moves(taught_run):
-    context = train.Seed(taught_run[0], 0)
-    learners, _, step, _ = honest.last_layer(context)
-    step(0, None)
-    was = context.model("teacher", "teacher-before").state_dict()
-    moved = {name for name, theta in learners["teacher after metadistil"].state_dict().items() if not torch.equal(theta, was[name])}
+    _, moved = first_step(taught_run[0], "last-layer")
+    moved = {name.removeprefix("network.") for name, gradient in moved.items() if gradient.any()}
     assert moved and {name.split(".")[0] for name in moved} <= {"blocks", "pooler", "classifier"}
     assert not any(name.startswith("blocks.0") for name in moved) and any(name.startswith("blocks.1") for name in moved)
 
 
-def test_by_clipped_sgd_a_teacher_goes_as_far_as_its_gradient_is_long_and_no_farther(taught_run, monkeypatch):
-    RATE = 10.0  # far too much, but then rounding is far below what moves
-
-    def moved(longest):
-        monkeypatch.setattr(honest, "LONGEST", longest)
-        learners, _, step, _ = honest.clipped_sgd(train.Seed(dataclasses.replace(taught_run[0], teacher_lr=RATE), 0))
-        theta_T = [*learners["teacher after metadistil"].parameters()]
-        before = [theta.detach().clone() for theta in theta_T]
-        step(0, trace := {})
-        return [was - theta.detach() for was, theta in zip(before, theta_T)], [*trace["meta_gradient"].values()]
-
-    free, gradients = moved(1e9)
-    length = honest.length(gradients).item()
-    assert honest.length(free) == pytest.approx(honest.SGD_TIMES * RATE * length, rel=1e-3)
-    for share in (0.5, 2.0):
-        off = [ours - min(share, 1) * honest.SGD_TIMES * RATE * gradient for ours, gradient in zip(moved(share * length)[0], gradients)]
-        assert honest.length(off) < 1e-3 * honest.length(free)
-
-
-def test_a_random_walk_is_as_long_and_leads_elsewhere():
-    heard, theta_T = [torch.full((300, 2), 0.1), torch.full((400,), 0.1)], [torch.zeros(300, 2), torch.zeros(400)]
-    for longest in (0.3, 100.0):
-        for theta, gradient in zip(theta_T, heard):
-            theta.grad = gradient.clone()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(honest, "LONGEST", longest)
-            honest.clip(theta_T, torch.Generator().manual_seed(0))
-        walked = [theta.grad for theta in theta_T]
-        assert honest.length(walked) == pytest.approx(min(longest, honest.length(heard).item()), rel=1e-5)
-        cosine = sum((a * b).sum() for a, b in zip(walked, heard)) / honest.length(walked) / honest.length(heard)
-        assert abs(cosine) < 0.1
+@pytest.mark.parametrize("share", [0.5, 2.0])
+def test_by_clipped_sgd_a_teacher_goes_as_far_as_its_gradient_is_long_and_no_farther(taught_run, monkeypatch, share):
+    usual = flat(first_step(taught_run[0], "as-it-is")[1].values())
+    monkeypatch.setattr(honest, "LONGEST", share * usual.norm().item())
+    expected = min(share, 1) * honest.SGD_TIMES * usual
+    moved = flat(first_step(taught_run[0], "clipped-sgd", honest.clipped_sgd)[1].values())
+    assert (moved - expected).norm() < 1e-3 * expected.norm()
+    walked = flat(first_step(taught_run[0], "random-walk", honest.clipped_sgd)[1].values())  # as long, and leads elsewhere
+    assert walked.norm().item() == pytest.approx(expected.norm().item(), rel=1e-3)
+    assert abs(torch.cosine_similarity(walked, usual, dim=0)) < 0.1
 
 
 def test_a_teacher_goes_back_to_where_the_held_out_quiz_liked_it_best(taught_run, monkeypatch):
-    context, scores = train.Seed(taught_run[0], 0), iter([0.5, 0.4, 0.6, 0.3, 0.6, 0.2, 0.1, 0.3])
-    monkeypatch.setattr(context, "scores", lambda model, split: {split: next(scores)})
-    held_out = context.task.quiz.labels[-6:]
-    learners, _, step, after_epoch = honest.held_out(context)
-    for splits in context.read.values():
-        assert len(splits["train+quiz"].labels) == 74 and splits["held-out"].labels.tolist() == held_out.tolist()
-    theta, seen = learners["teacher after metadistil"].classifier.weight, []
+    stage, scores = honest.begin("held-out", taught_run[0], 0), iter([0.5, 0.4, 0.6, 0.3, 0.6, 0.2, 0.1, 0.3])
+    monkeypatch.setattr(stage.context, "scores", lambda reader, split: {split: next(scores)})
+    labels = stage.task.quiz.labels[-6:]
+    next(epochs := honest.held_out(stage))
+    for splits in stage.context.encoded.values():
+        assert len(splits["train+quiz"].labels) == 74 and splits["held-out"].labels.tolist() == labels.tolist()
+    theta, seen = stage.teachers[0].network.classifier.weight, []
     for k in range(9):
-        step(k, None)
+        stage.step(k, None)
         seen.append(theta.detach().clone())
-        after_epoch()
+        next(epochs, None)
     assert torch.equal(theta, seen[1]) and torch.equal(seen[7], seen[1]) and not torch.equal(seen[6], seen[1])
 
 
-def test_the_ideas_as_a_command(taught_run, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["honest.py", taught_run[0].out, "label-loss", "held-out", "--epochs", "1", "--learn-quiz"])
+def test_the_ideas_as_a_command_on_a_run_that_knows_no_metadistil(tmp_path, monkeypatch, capsys):
+    out = str(tmp_path / "run")
+    train.main(f"{SMALL} --teacher micro --methods kd --seeds 1 --out {out}".split())
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["honest.py", out, "label-loss", "held-out", "--epochs", "1", "--learn-quiz"])
     honest.main()
     title, _, *rows = capsys.readouterr().out.splitlines()
     assert [row.split(" | ")[0] for row in rows] == ["| kd", "| label-loss", "| held-out"]
@@ -292,6 +291,7 @@ def test_the_ideas_as_a_command(taught_run, monkeypatch, capsys):
     ("honest.py", [], "expected the checkpoint of a run"),
     ("told.py", ["nowhere"], "nowhere/checkpoint.pt: expected the checkpoint of a run"),
     ("honest.py", ["{run}", "as-it-is", "--seeds", "2"], "expected a finished run whose kd has 2 seed(s), found 1"),
+    ("honest.py", ["{run}", "--beta", "5"], "--beta: none of --methods kd,metadistil,metadistil heeds it"),
 ])  # fmt: skip
 def test_a_run_that_will_not_do_ends_in_one_line(taught_run, script, arguments, expected):
     command = [sys.executable, str(results.ROOT / "notebooks" / script), *(word.format(run=taught_run[0].out) for word in arguments)]
