@@ -1,6 +1,7 @@
 """Kill it anywhere: `python tests/soak.py [KILLS]` runs the built-in task, kills it that many times (20) with SIGKILL at
 random moments, resumes it each time, and compares what it ends with to a run that nobody touched. Exit status 1 if it differs."""
 
+import os
 import random
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # beside other work two threads would wait for each other
 TRAIN = Path(__file__).parent.parent / "train.py"
 RUN = ["--task", "sst2", "--data", "builtin", "--teacher", "micro", "--train-size", "400", "--teacher-epochs", "20",
        "--warmup-epochs", "3", "--epochs", "20", "--batch-size", "16", "--quiz-batch-size", "32", "--log-every", "3",
