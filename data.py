@@ -4,11 +4,10 @@ A task has four disjoint splits. `train` and `quiz` are carved out of the traini
 once. Only the labels of `train` can be noisy. Everything random is a function of a seed.
 """
 
-import array
 import collections
 import functools
 import re
-import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -55,6 +54,13 @@ class Split:
     def texts(self):
         """The examples as what can be looked up: sentences, pairs, or the bytes of pictures."""
         return list(self.examples) if self.examples.dtype == object else [bytes(one) for one in self.examples]
+
+    def checksum(self) -> int:
+        """A number that is another one if an example or a label is."""
+        of_sentences = self.examples.dtype == object
+        examples = repr(self.texts).encode() if of_sentences else self.examples.tobytes()
+        labels = b"" if self.labels is None else self.labels.tobytes()
+        return zlib.crc32(labels, zlib.crc32(examples))
 
 
 class Task(NamedTuple):
@@ -156,11 +162,12 @@ def load_task(name, data=DEFAULT_DATA, quiz_size=None, seed=0, *, train_size=Non
 def read_files(files: Files, folder: Path, task):
     """{"train": Split, ...} of the task's files in its folder. Raises InputError."""
     ending = "tsv" if files.texts else "bin"
+    sizes = {"train": 50_000, "test": 10_000}  # of CIFAR-100
     splits = {}
     for split, name in zip(("train", "dev", "test"), files.names):
         path = folder / f"{name}.{ending}"
         if path.is_file():
-            splits[split] = read_glue(path, files, split) if files.texts else read_pictures(path, split)
+            splits[split] = read_glue(path, files, split) if files.texts else read_pictures(path, sizes[split])
         elif split in files.needed:
             get = f"python notebooks/fetch.py {task}"
             get += "" if files.texts else ", or draw pictures: python notebooks/pictures.py"
@@ -171,11 +178,12 @@ def read_files(files: Files, folder: Path, task):
 def carve(train: Split, quiz_size, train_size, seed):
     """The training file as train and quiz, or dev, by a seeded shuffle. What stands there twice never is quiz."""
     count = collections.Counter(train.texts)
-    order = np.random.default_rng([seed, 1]).permutation(len(train))
-    once = np.array([count[text] == 1 for text in train.texts])[order]
+    once = np.array([count[text] == 1 for text in train.texts])
     most = min(once.sum(), len(train) - 1)
     expect(0 < quiz_size <= most, f"--quiz-size {quiz_size}: expected 1 to {most}, part of the training file")
-    quiz_rows = order[once][:quiz_size]
+    rng = np.random.default_rng([seed, 1])
+    order = rng.permutation(len(train))
+    quiz_rows = order[once[order]][:quiz_size]
     rest = order[~np.isin(order, quiz_rows)]
     size = len(rest) if train_size is None else train_size
     expect(0 < size <= len(rest), f"--train-size {size}: expected 1 to {len(rest)}, what the quiz leaves")
@@ -195,60 +203,83 @@ def flip_labels(labels, share, num_labels, seed):
     return flipped
 
 
-def read_glue(path: Path, files: Files, split):
-    """A GLUE file: tab-separated, no quoting, UTF-8; test may lack labels. Raises InputError with file and line."""
+def read_rows(path: Path):
+    """The lines of a tab-separated file in UTF-8, without quoting, as lists of cells. Raises InputError."""
     raw = path.read_bytes()
-    expect(b"\0" not in raw, f"{path}:{raw[: raw.find(0)].count(10) + 1}: expected text, found a NUL byte")
     try:
-        rows = [line.rstrip("\r").split("\t") for line in raw.decode("utf-8-sig").split("\n")]
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{line}: expected UTF-8, found the byte {raw[error.start]:#04x}") from None
-    header = files.header if files.header and not {*files.texts} <= {*rows[0]} else rows.pop(0)
+        line, found = raw.count(b"\n", 0, error.start) + 1, raw[error.start]
+        raise InputError(f"{path}:{line}: expected UTF-8, found the byte {found:#04x}") from None
+    line = text[: text.find("\0")].count("\n") + 1
+    expect("\0" not in text, f"{path}:{line}: expected text, found a NUL byte")
+    return [[cell.strip() for cell in line.split("\t")] for line in text.split("\n")]
+
+
+def read_glue(path: Path, files: Files, split):
+    """A GLUE file; test may lack labels. Raises InputError with file and line."""
+    rows, header, first_line = read_rows(path), files.header, 1
+    if not header or {*files.texts} <= {*rows[0]}:
+        header, first_line = rows.pop(0), 2
     labelled = split != "test" or files.label in header
-    for column in (*files.texts, files.label)[: None if labelled else -1]:
+    for column in [*files.texts, files.label] if labelled else files.texts:
         expect(column in header, f"{path}:1: expected a column {column!r}, found {' '.join(header)[:80]!r}")
     texts, labels = [], []
-    for number, row in enumerate(rows, start=1 + (header is not files.header)):
+    for number, row in enumerate(rows, first_line):
         if row != [""]:
-            where, cells = f"{path}:{number}", dict(zip(header, map(str.strip, row)))
+            where, cells = f"{path}:{number}", dict(zip(header, row))
             expect(len(row) == len(header), f"{where}: expected {len(header)} columns, found {len(row)}")
-            texts.append(tuple(cells[c] for c in files.texts) if len(files.texts) > 1 else cells[files.texts[0]])
+            text = tuple(cells[column] for column in files.texts)
+            texts.append(text if len(text) > 1 else text[0])
             if labelled:
-                label, known = cells[files.label], "a label of " + ", ".join(files.labels)
-                fits = label in files.labels if files.labels else re.fullmatch(r"[0-4](\.\d+)?|5(\.0+)?", label)
-                expect(fits, f"{where}: expected {known if files.labels else 'a score from 0 to 5'}, found {label!r}")
-                labels.append([*files.labels].index(label) if files.labels else float(label))
+                labels.append(read_label(cells[files.label], files, where))
     expect(any(map(any, texts)), f"{path}: expected a header and at least one sentence, found none")
     kind = np.int64 if files.labels else np.float32
     return Split(np.fromiter(texts, object), np.array(labels, kind) if labelled else None)
 
 
-def read_pictures(path: Path, split):
-    """CIFAR-100's records: a coarse label, a fine label, 3 × 32 × 32 bytes. Raises InputError with file and byte."""
-    size, most, record = path.stat().st_size, {"train": 50_000, "test": 10_000}[split], 2 + 3 * 32 * 32
+def read_label(written, files: Files, where):
+    """The number of a class, or the score of a regression. Raises InputError."""
+    if files.labels:
+        expect(written in files.labels, f"{where}: expected a label of {', '.join(files.labels)}, found {written!r}")
+        return [*files.labels].index(written)
+    is_score = re.fullmatch(r"[0-4](\.\d+)?|5(\.0+)?", written)
+    expect(is_score, f"{where}: expected a score from 0 to 5, found {written!r}")
+    return float(written)
+
+
+def read_pictures(path: Path, most):
+    """CIFAR-100's records: a coarse label, a fine label, 3 × 32 × 32 bytes; at most so many. Raises InputError."""
+    record = 2 + 3 * 32 * 32
+    size = path.stat().st_size
+    fits = 0 < size <= most * record and size % record == 0
     expected = f"whole records of {record:,} bytes, at most {most:,} of them"
-    expect(0 < size <= most * record and size % record == 0, f"{path}: expected {expected}, found {size:,} bytes")
+    expect(fits, f"{path}: expected {expected}, found {size:,} bytes")
     records = np.fromfile(path, np.uint8).reshape(-1, record)
-    for row, column in np.argwhere(records[:, :2] > (19, 99))[:1]:
-        where, found = f"{path}: byte {row * record + column:,}", records[row, column]
-        raise InputError(f"{where}: expected a label of at most {(19, 99)[column]}, found {found}")
-    return Split(records[:, 2:].reshape(-1, 3, 32, 32), records[:, 1].astype(np.int64))
+    for labels, highest in ((records[:, 0], 19), (records[:, 1], 99)):
+        found, where = labels.max(), f"{path}: record {labels.argmax() + 1:,}"
+        expect(found <= highest, f"{where}: expected a label of at most {highest}, found {found}")
+    pixels = records[:, 2:].reshape(-1, 3, 32, 32)
+    return Split(pixels, records[:, 1].astype(np.int64))
 
 
-def add_noise(sentence, p, rng=np.random.default_rng()):  # noqa: B008
-    """The sentence with each word replaced by "noise_word" with probability p; punctuation stays."""
-    return re.sub(r"\w[\w'-]*", lambda word: "noise_word" if rng.random() < p else word[0], sentence)
+def add_noise(text, p, rng=np.random.default_rng()):  # noqa: B008
+    """The sentence, or pair, with each word replaced by "noise_word" with probability p; punctuation stays."""
+
+    def change(word):
+        return "noise_word" if rng.random() < p else word[0]
+
+    if isinstance(text, tuple):
+        return tuple(add_noise(part, p, rng) for part in text)
+    return re.sub(r"\w[\w'-]*", change, text)
 
 
 def noisy(split: Split, p, seed):
-    """The split with word noise in all its sentences, a function of the seed."""
+    """The split with word noise in all its texts, a function of the seed."""
     rng = np.random.default_rng([seed, 6])
-
-    def change(text):
-        return add_noise(text, p, rng) if isinstance(text, str) else tuple(change(part) for part in text)
-
-    return Split(np.fromiter((change(text) for text in split.texts), object), split.labels)
+    texts = (add_noise(text, p, rng) for text in split.texts)
+    examples = np.fromiter(texts, object)
+    return Split(examples, split.labels)
 
 
 def train_tokenizer(texts, vocab_size=8000):
@@ -272,72 +303,71 @@ def train_tokenizer(texts, vocab_size=8000):
 
 @dataclass(eq=False)
 class Encoded:
-    """A split as a network reads it: in the ids of one vocabulary, one sentence after the other; or pictures."""
+    """A split as a network reads it: in the ids of one vocabulary, or as pictures."""
 
-    inputs: dict[str, torch.Tensor]  # input_ids, token_type_ids: (all tokens + 1,), last a 0; or images (N, 3, 32, 32)
+    inputs: dict[str, torch.Tensor]  # input_ids, token_type_ids (N, T), padded by 0; or images (N, 3, 32, 32)
     lengths: np.ndarray  # (N,) tokens of each; of pictures 1
     labels: np.ndarray  # (N,)
-    starts: np.ndarray  # (N,) where each begins
 
     def batch(self, rows, crop=None):
-        """(inputs, labels) of the rows, on the inputs' device: (B, T), padded to the longest of them by 0, and (B,).
-        Pictures (B, 3, 32, 32) are normalised; with a seed as `crop` cropped and mirrored."""
+        """(inputs, labels) of the rows, on the inputs' device: ids, types and mask (B, T), as long as the longest of
+        them; or pictures (B, 3, 32, 32), cropped and mirrored by the seed `crop`."""
         device = next(iter(self.inputs.values())).device
-        token = np.arange(self.lengths[rows].max())
-        real = token < self.lengths[rows, None]  # (B, T)
-        places = np.where(real, self.starts[rows, None] + token, -1)  # of padding the last, a 0
-        places = torch.from_numpy(places).to(device)
-        inputs = {name: whole[places] for name, whole in self.inputs.items()}
+        where = torch.from_numpy(rows).to(device)
+        inputs = {name: whole[where] for name, whole in self.inputs.items()}
         labels = torch.from_numpy(self.labels[rows]).to(device)
-        if "images" not in inputs:
-            return inputs | {"attention_mask": torch.from_numpy(real).to(device)}, labels
-        images = inputs["images"][:, 0]  # a picture is its only token
-        if crop is not None:
-            images = crop_and_mirror(images, crop)
-        mean, deviation = torch.tensor(PIXELS, device=device)[:, :, None, None]  # (3, 1, 1) each
-        return {"images": (images / 255 - mean) / deviation}, labels
+        if "images" in inputs:
+            return {"images": normalised(inputs["images"], crop)}, labels
+        lengths = self.lengths[rows]
+        longest = lengths.max()
+        inputs = {name: ids[:, :longest] for name, ids in inputs.items()}
+        real = np.arange(longest) < lengths[:, None]  # (B, T)
+        return inputs | {"attention_mask": torch.from_numpy(real).to(device)}, labels
+
+
+def normalised(images, crop):
+    """Bytes (B, 3, 32, 32) -> pictures of mean 0 and deviation 1; with a seed `crop` cropped and mirrored."""
+    if crop is not None:
+        images = crop_and_mirror(images, crop)
+    mean, deviation = torch.tensor(PIXELS, device=images.device)[:, :, None, None]  # (3, 1, 1) each
+    return (images / 255 - mean) / deviation
 
 
 def crop_and_mirror(images, seed):
     """(B, 3, 32, 32) -> the same: at random cut out of itself in a frame of 4 black pixels; half of them mirrored."""
-    B = len(images)
-    draws = np.random.default_rng(seed).integers(0, (9, 9, 2), (B, 3))
-    top, left, mirrored = torch.from_numpy(draws).to(images.device).T[:, :, None]  # (B, 1) each
-    side = torch.arange(32, device=images.device)
-    down = top + side  # (B, 32)
-    across = left + torch.where(mirrored == 1, side.flip(0), side)  # (B, 32)
-    framed = F.pad(images, (4, 4, 4, 4)).permute(0, 2, 3, 1)  # (B, 40, 40, 3)
-    picture = torch.arange(B, device=images.device)[:, None, None]
-    return framed[picture, down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2)
+    draws = np.random.default_rng(seed).integers(0, (9, 9, 2), (len(images), 3))
+    cut = []
+    for framed, (top, left, mirrored) in zip(F.pad(images, (4, 4, 4, 4)), draws.tolist()):
+        below, right = top + 32, left + 32
+        picture = framed[:, top:below, left:right]
+        if mirrored:
+            picture = picture.flip(2)
+        cut.append(picture)
+    return torch.stack(cut)
 
 
 def encode(tokenizer, split: Split, device="cpu", max_length=MAX_LENGTH):
     """The split in the tokeniser's ids, cut to max_length; pictures, without a tokeniser. Unknown labels become 0."""
-    labels = np.zeros(len(split), int) if split.labels is None else split.labels
-    if tokenizer is None:
-        inputs = {"images": split.examples}
-        lengths = np.ones(len(split), int)
-    else:
+    N = len(split)
+    labels = np.zeros(N, int) if split.labels is None else split.labels
+    inputs, lengths = {"images": split.examples}, np.ones(N, int)
+    if tokenizer is not None:
         inputs, lengths = read_tokens(tokenizer, split.texts, max_length)
     inputs = {name: torch.from_numpy(whole).to(device) for name, whole in inputs.items()}
-    return Encoded(inputs, lengths, labels, np.cumsum(lengths) - lengths)
+    return Encoded(inputs, lengths, labels)
 
 
 def read_tokens(tokenizer: Tokenizer, texts, max_length):
-    """({"input_ids", "token_type_ids"}, lengths (N,)): the ids of all texts, one after the other, and last a 0."""
+    """({"input_ids": (N, T), "token_type_ids": (N, T)}, padded by 0, lengths (N,))."""
     tokenizer.enable_truncation(max_length)
     tokenizer.no_padding()
-    ids, types, lengths = array.array("i"), array.array("i"), array.array("q")
+    ids, types = np.zeros((2, len(texts), max_length), np.int32)
+    lengths = np.zeros(len(texts), int)
     for first in range(0, len(texts), 10_000):  # an encoding holds much more than its ids
-        if len(texts) > 10**5:
-            print(f"\r{first:,} of {len(texts):,} read", end="\r", file=sys.stderr)
-        for one in tokenizer.encode_batch_fast(texts[first : first + 10_000]):
-            ids.extend(one.ids)
-            types.extend(one.type_ids)
-            lengths.append(len(one))
-    ids.append(0)
-    types.append(0)
-    return {"input_ids": np.array(ids), "token_type_ids": np.array(types)}, np.array(lengths)
+        for n, one in enumerate(tokenizer.encode_batch_fast(texts[first : first + 10_000]), first):
+            length = len(one)
+            ids[n, :length], types[n, :length], lengths[n] = one.ids, one.type_ids, length
+    return {"input_ids": ids, "token_type_ids": types}, lengths
 
 
 def batches_of(lengths, batch_size, seed, epoch):
@@ -389,20 +419,24 @@ SCOPED = ("nobody can claim that {other}", "it is not true that {other}")  # the
 def builtin_reviews():
     """{"train": ..., "dev": ..., "test": ...}: reviews from a small grammar, rightly labelled. Words carry sentiment,
     composition corrects it: denial turns a word, or a whole clause, into its opposite; in a contrast one side wins."""
-    rng, reviews = np.random.default_rng(2022), {}  # no sentence twice, so the splits are disjoint
+    rng = np.random.default_rng(2022)
+    reviews = {}  # no sentence twice, so the splits are disjoint
 
     def clause(praises):
         denied = rng.random() < 0.1  # says it by denying a word of the other kind
-        slots = {"word": PRAISE if praises != denied else BLAME, "aspect": ASPECTS, "adverb": ADVERBS}
-        return rng.choice(DENIED if denied else PLAIN).format(**{slot: rng.choice(of) for slot, of in slots.items()})
+        template = rng.choice(DENIED if denied else PLAIN)
+        word = rng.choice(PRAISE if praises != denied else BLAME)
+        aspect = rng.choice(ASPECTS)
+        return template.format(word=word, aspect=aspect, adverb=rng.choice(ADVERBS))
 
     def review(praises):
         form = rng.choice(["plain", "agreeing", "contrasting", "scoped"], p=[0.45, 0.3, 0.2, 0.05])
         if form == "plain":
             return clause(praises)
-        templates = {"agreeing": AGREEING, "contrasting": CONTRASTING, "scoped": SCOPED}[form]
-        other = praises if form == "agreeing" else not praises
-        return rng.choice(templates).format(same=clause(praises), other=clause(other))
+        template = rng.choice({"agreeing": AGREEING, "contrasting": CONTRASTING, "scoped": SCOPED}[form])
+        same = clause(praises)
+        other = clause(praises if form == "agreeing" else not praises)
+        return template.format(same=same, other=other)
 
     while len(reviews) < sum(BUILTIN_SIZES):
         label = len(reviews) % 2

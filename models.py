@@ -129,7 +129,9 @@ class Encoder(nn.Module):
         return cls(replace(preset, vocab_size=vocab_size, num_labels=num_labels, dropout=dropout))
 
     def keep_layers(self, layers: list[int]):
-        """Keep those layers alone, 0 the first."""
+        """Keep those layers alone, 0 the first. Raises ValueError."""
+        if not set(layers) <= set(range(len(self.blocks))):
+            raise ValueError(f"it has layers 0 to {len(self.blocks) - 1}")
         self.blocks = nn.ModuleList(self.blocks[layer] for layer in layers)
         self.config = replace(self.config, layers=len(layers))
 
@@ -150,11 +152,13 @@ class Encoder(nn.Module):
         layers = [self.dropout(self.norm(states))]  # after each layer, (B, T, D)
         for block in self.blocks:
             layers.append(block(layers[-1], mask))
-        pooled = getattr(torch, self.config.pooler)(self.pooler(layers[-1][:, 0]))  # (B, D)
+        first_token = [states[:, 0] for states in layers]  # [CLS], (B, D) each
+        activation = getattr(torch, self.config.pooler)
+        pooled = activation(self.pooler(first_token[-1]))  # (B, D)
         logits = self.classifier(self.dropout(pooled))
         if not self.patient_layers:
             return logits
-        return logits, torch.stack([layers[layer][:, 0] for layer in self.patient_layers], dim=1)
+        return logits, torch.stack([first_token[layer] for layer in self.patient_layers], dim=1)
 
 
 @dataclass(frozen=True)
@@ -272,6 +276,7 @@ KINDS = {
     "resnet": Kind(ResNet, ResNetConfig, "pictures"),
 }
 PRESETS = ENCODERS | RESNETS
+EXPECTED = f"expected a saved network (.pt), a directory with metadistil.pt, or one of {', '.join(PRESETS)}"
 FORMAT = 2  # of saved networks
 
 
@@ -291,9 +296,14 @@ def build(config, **changes) -> nn.Module:
 
 def to_save(network: nn.Module, tokenizer=None, labels=None) -> dict:
     """What a saved file holds: the network, its tokeniser as JSON, the names of its labels (None: no trained head)."""
-    kind, config = kind_of(network.config), asdict(network.config)
-    whole = {"format": FORMAT, "kind": kind, "config": config, "weights": network.state_dict()}
-    return whole | {"tokenizer": tokenizer, "labels": labels}
+    return {
+        "format": FORMAT,
+        "kind": kind_of(network.config),
+        "config": asdict(network.config),
+        "weights": network.state_dict(),
+        "tokenizer": tokenizer,
+        "labels": labels,
+    }
 
 
 def load_whole(path) -> dict:
@@ -306,18 +316,27 @@ def load_whole(path) -> dict:
     return saved
 
 
-def read_saved(path, head=True, **changes) -> tuple[nn.Module, dict]:
-    """The network in a saved file, or in a directory's metadistil.pt, and what else the file holds. `changes` of its
-    configuration are made; without `head` its last layer is a fresh one. Raises CheckpointError."""
-    file = Path(path, "metadistil.pt") if Path(path).is_dir() else path
-    presets = ", ".join(PRESETS)
-    with expecting(f"{path}: expected a saved network (.pt), a directory with metadistil.pt, or one of {presets}"):
-        saved = load_whole(file)
+def saved_file(path) -> Path:
+    """The file of a saved network: the path, or in a directory its metadistil.pt."""
+    return Path(path, "metadistil.pt") if Path(path).is_dir() else Path(path)
+
+
+def read_saved(path, labels=None, **changes) -> tuple[nn.Module, dict]:
+    """The network of a saved file, and what else the file holds. `changes` of its configuration are made. With `labels`
+    its last layer is brought into their order or, if it was trained for others, is a fresh one. Raises CheckpointError.
+    """
+    with expecting(f"{path}: {EXPECTED}"):
+        saved = load_whole(saved_file(path))
         if not {"tokenizer", "labels"} <= set(saved):
             raise ValueError("no tokeniser or no labels in it")
         config, weights = KINDS[saved["kind"]].config(**saved["config"]), saved.pop("weights")
         network = build(config, **changes)
-        if not head:
-            weights |= network.classifier.state_dict(prefix="classifier.")
+        known = saved["labels"] and [name.lower() for name in saved["labels"]]  # published ones are often upper-case
+        if labels is not None and known != labels:
+            head = network.classifier.state_dict(prefix="classifier.")
+            if known and sorted(known) == sorted(labels):
+                order = [known.index(label) for label in labels]
+                head = {name: weights[name][order] for name in head}
+            weights |= head
         network.load_state_dict(weights)
         return network, saved

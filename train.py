@@ -16,13 +16,13 @@ import re
 import runpy
 import sys
 import time
-import warnings
+import zlib
 from pathlib import Path
 from typing import Callable, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
 
 import data
 import metadistil
@@ -30,9 +30,11 @@ import models
 from data import InputError, expect
 
 DEVICES = ["auto", "cpu"] + ["cuda"] * torch.cuda.is_available()
+# Under torchrun: which of how many processes this is. Each takes its part of every batch, and does all else alike.
+SEVERAL = "TORCHELASTIC_RUN_ID" in os.environ
+RANK, RANKS = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if SEVERAL else (0, 1)
+SHOW_SECONDS = 5  # between two lines of progress
 RANDOM = [torch.random, torch.cuda] if torch.cuda.is_available() else [torch.random]  # what dropout is drawn from
-
-# ---- What a run depends on
 
 COUNT, NOT_NEGATIVE, POSITIVE, SHARE = (1, 1e9), (0, 1e30), (1e-30, 1e30), (0, 1)  # what a number may be, ends included
 OPTIMIZERS = {
@@ -59,7 +61,7 @@ SCHEDULES = {"linear": linear, "falls": falls}  # (step, total) -> share of the 
 
 def option(help, valid=None, default=None, heeded="always"):
     """A field of Config. valid: a range, or a list of words. default: None where DEFAULTS or the task decide.
-    heeded: by which runs, see `heeds`."""
+    heeded: which methods heed it, in words of `heeds`."""
     return dataclasses.field(default=default, metadata={"help": help, "valid": valid, "heeded": heeded})
 
 
@@ -114,14 +116,11 @@ class Config:
 
     def sources(self, seed: int) -> dict[str, str]:
         """{"student": preset or path, "teacher": ..., "teacher 2": ...}, as many teachers as there are."""
-        sources = {"student": self.student, "teacher": self.teacher.split(",")[0]}
-        for n, source in enumerate(self.teacher.split(",")[1:], start=2):
-            sources[f"teacher {n}"] = source
-        return {role: source.replace("{seed}", str(seed)) for role, source in sources.items()}
-
-    def layers(self) -> list[int]:
-        """The layers that the student keeps of its saved network, 0 the first; [] for all."""
-        return [int(layer) for layer in self.student_layers.split(",")] if self.student_layers else []
+        networks = f"{self.student},{self.teacher}".replace("{seed}", str(seed)).split(",")
+        roles = ["student", "teacher"]
+        for n in range(2, len(networks)):
+            roles.append(f"teacher {n}")
+        return dict(zip(roles, networks))
 
 
 FILES = {
@@ -155,25 +154,22 @@ def kind_of_run(config: Config, task: data.Task):
     """Which of DEFAULTS holds: pictures, else pretrained if a directory is among the networks, else reviews or files."""
     if not data.TASKS[task.name].texts:
         return "pictures"
-    if any(is_pretrained(source) for source in f"{config.teacher},{config.student}".split(",")):
+    networks = f"{config.teacher},{config.student}".split(",")
+    if any(source not in models.PRESETS and os.path.isdir(source) for source in networks):
         return "pretrained"
     return "reviews" if task.data == data.BUILTIN else "files"
 
 
-def is_pretrained(source):
-    """Whether a network comes from a directory: it is trained on the task, where a .pt is ready as it is."""
-    return source not in models.PRESETS and os.path.isdir(source)
-
-
-def heeds(config: Config, heeded):
-    """Whether a method of the run heeds a field: "always"; "teacher" if it has one; "learning" if it learns; "pkd"."""
+def heeds(config: Config, field):
+    """Whether a method of the run heeds the field."""
     methods = [METHODS[name] for name in config.methods.split(",")]
-    return {
+    by = {
         "always": True,
         "teacher": any(method.teacher != "none" for method in methods),
         "learning": any(method.teacher == "learning" for method in methods),
         "pkd": any(method.loss is patient_loss for method in methods),
-    }[heeded]
+    }
+    return by[field.metadata["heeded"]]
 
 
 def check(config: Config):
@@ -195,9 +191,7 @@ def check(config: Config):
             expect(low <= value <= high, f"{flag} {value}: expected a number from {low:g} to {high:g}")
         elif valid:
             expect(value in valid, f"{flag} {value}: expected one of {', '.join(valid)}")
-        expect(heeds(config, field.metadata["heeded"]), f"{flag}: none of --methods {config.methods} heeds it")
-    layers = config.student_layers or "0"
-    expect(re.fullmatch(r"\d+(,\d+)*", layers), f"--student-layers {layers}: expected numbers with commas between")
+        expect(heeds(config, field), f"{flag}: none of --methods {config.methods} heeds it")
 
 
 def resolve(config: Config):
@@ -206,32 +200,55 @@ def resolve(config: Config):
     check(config)
     task = config.load(0)
     defaults = DEFAULTS[kind_of_run(config, task)]
-    defaults = defaults | {"data": task.data, "quiz_size": len(task.quiz), "label_noise": task.label_noise}
-    for name, value in defaults.items():
-        is_open = getattr(config, name) is None and heeds(config, Config.__dataclass_fields__[name].metadata["heeded"])
-        if is_open or name == "data":  # the reviews may stand in for the directory
-            setattr(config, name, value)
+    defaults = defaults | {"quiz_size": len(task.quiz), "label_noise": task.label_noise}
+    for field in dataclasses.fields(config):
+        if getattr(config, field.name) is None and field.name in defaults and heeds(config, field):
+            setattr(config, field.name, defaults[field.name])
+    config.data = task.data  # the reviews may stand in for the directory
+    if config.data != data.BUILTIN:
+        config.data = os.path.abspath(config.data)
+    config.teacher, config.student = absolute(config.teacher), absolute(config.student)
     if config.device == "auto":
         config.device = DEVICES[-1]
     if config.precision == "auto":
         config.precision = "bf16" if bf16_in_hardware(config.device) else "fp32"
     pictures = not data.TASKS[task.name].texts
     expect(not (pictures and config.noise), "--noise: expected a task of sentences")
-    expect(
-        not config.student_layers or config.student not in models.PRESETS, "--student-layers: expected a saved network"
-    )
-    config.out = config.out or new_folder(task)
     return config
 
 
-def new_folder(task: data.Task):
-    """The first of runs/TASK-builtin, runs/TASK-builtin-2, ... that is not there."""
-    base = f"runs/{task.name}-{'builtin' if task.data == data.BUILTIN else 'files'}"
-    folder, n = base, 1
-    while os.path.exists(folder):
-        n += 1
-        folder = f"{base}-{n}"
-    return folder
+def absolute(networks):
+    """The names of networks, with commas between; a path as an absolute one, so that the run can go on elsewhere."""
+    found = []
+    for name in networks.split(","):
+        is_path = name not in models.PRESETS and os.path.exists(name.replace("{seed}", "0"))
+        found.append(os.path.abspath(name) if is_path else name)
+    return ",".join(found)
+
+
+def claim(config: Config):
+    """The run's directory: --out, or the first of runs/TASK-builtin, runs/TASK-builtin-2, ... without a run in it. Making
+    its seed0 claims it, so that of two runs at once one has it. Raises InputError."""
+    base = config.out or f"runs/{config.task}-{'builtin' if config.data == data.BUILTIN else 'files'}"
+    for n in itertools.count(1):
+        out = base if n == 1 else f"{base}-{n}"
+        with contextlib.suppress(FileExistsError):
+            Path(out, "seed0").mkdir(parents=True)
+            return out
+        expect(not config.out, f"--out {out}: holds a run; expected a new one, or --resume {out}")
+
+
+def depends_on(config: Config):
+    """{what a run reads: its check sum}: the splits, and the saved networks of all seeds. Raises CheckpointError."""
+    task = config.load(0)
+    splits = {"train": task.train, "quiz": task.quiz, "dev": task.dev, "test": task.test}
+    found = {f"{name} in {task.data}": split.checksum() for name, split in splits.items() if split}
+    for seed in range(config.seeds):
+        for source in config.sources(seed).values():
+            if source not in models.PRESETS:
+                with models.expecting(f"{source}: {models.EXPECTED}"):
+                    found[source] = zlib.crc32(models.saved_file(source).read_bytes())
+    return found
 
 
 def bf16_in_hardware(device):
@@ -239,9 +256,6 @@ def bf16_in_hardware(device):
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return any(able for name, able in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
-
-
-# ---- The methods
 
 
 class Method(NamedTuple):
@@ -278,21 +292,23 @@ def meta_step(stage, batch, draw_quiz, log):
 def step_without_pilot(stage, batch, draw_quiz, log):
     """An ablation: the quiz is sat at θ_S instead of θ′_S, and λ only scales what the teacher hears. Then the student's
     optimiser takes its step, with the teachers as they were; then they move."""
-    student, teachers = stage.student, stage.teachers
-    z_T = metadistil.teach(teachers, batch[0])
+    config, student, teachers = stage.config, stage.student, stage.teachers
+    theta_S = dict(student.named_parameters())
+    L_q, v = metadistil.quiz_gradient(student, theta_S, draw_quiz(), stage.quiz_loss)
+    inputs, _ = batch
+    z_T = metadistil.teach(teachers, inputs)
     z_T_leaf = metadistil.each_tensor(metadistil.leaf, z_T)
-    L_q, v = metadistil.quiz_gradient(student, dict(student.named_parameters()), draw_quiz(), stage.quiz_loss)
-    dL_dz_T = metadistil.through_student_tangent(student, batch, z_T_leaf, v, stage.config.pilot_lr, stage.loss)
-    grads = metadistil.through_teachers(teachers, batch[0], z_T, dL_dz_T, stage.config.micro_batch)
+    dL_dz_T = metadistil.through_student_tangent(student, batch, z_T_leaf, v, config.pilot_lr, stage.loss)
+    grads = metadistil.through_teachers(teachers, inputs, z_T, dL_dz_T, config.micro_batch)
     L_S = metadistil.real_update(student, teachers, batch, stage.student_optimizer, stage.loss)
-    metadistil.meta_update(teachers, grads, stage.teacher_optimizer, stage.config.teacher_clip)
+    metadistil.meta_update(teachers, grads, stage.teacher_optimizer, config.teacher_clip)
     if log is not None:
         log["quiz_loss_before"] = L_q
     return L_S
 
 
-def kd_loss(stage):
-    """L_S of kd: metadistil's, of a regression squared errors."""
+def logits_loss(stage):
+    """L_S of kd: metadistil's kd_loss, of a regression squared errors."""
     config = stage.config
     if stage.task.label_names:
         return functools.partial(metadistil.kd_loss, alpha=config.alpha, temperature=config.temperature)
@@ -301,28 +317,28 @@ def kd_loss(stage):
 
 def patient_loss(stage):
     """L_S of pkd: kd_loss, and β times the distance of hidden states, of the layers that student and teachers match."""
-    logits_loss, beta = kd_loss(stage), stage.config.beta
-    student, *teachers = (reader.network for reader in (stage.student, *stage.teachers))
-    M = student.config.layers
-    for network in (student, *teachers):
+    of_logits, beta = logits_loss(stage), stage.config.beta
+    M = stage.student.network.config.layers
+    for reader in [stage.student, *stage.teachers]:
         # Of a student's M layers all but the last; of a teacher's L every (L / M)-th (Sun et al. 2019, section 3.2).
-        network.patient_layers = tuple(n * network.config.layers // M for n in range(1, M))
+        L = reader.network.config.layers
+        reader.network.patient_layers = tuple(n * L // M for n in range(1, M))
 
     def loss(student_outputs, teacher_outputs, labels):
         if teacher_outputs is None:
-            return logits_loss(student_outputs[0], None, labels)
+            return of_logits(student_outputs[0], None, labels)
         (z_S, states_S), (z_T, states_T) = student_outputs, teacher_outputs
-        return logits_loss(z_S, z_T, labels) + beta * pkd_loss(states_S, states_T)
+        return of_logits(z_S, z_T, labels) + beta * pkd_loss(states_S, states_T)
 
     return loss
 
 
 # Which labels each student sees, and whether its teacher learns: the whole experiment is this table.
 METHODS = {
-    "finetune": Method("none", quiz_labels=True, loss=kd_loss, step=distil_step),
-    "kd": Method("fixed", quiz_labels=True, loss=kd_loss, step=distil_step),
+    "finetune": Method("none", quiz_labels=True, loss=logits_loss, step=distil_step),
+    "kd": Method("fixed", quiz_labels=True, loss=logits_loss, step=distil_step),
     "pkd": Method("fixed", quiz_labels=True, loss=patient_loss, step=distil_step),
-    "metadistil": Method("learning", quiz_labels=False, loss=kd_loss, step=meta_step),
+    "metadistil": Method("learning", quiz_labels=False, loss=logits_loss, step=meta_step),
     "metadistil-pkd": Method("learning", quiz_labels=False, loss=patient_loss, step=meta_step),
 }
 
@@ -351,7 +367,27 @@ def regression_kd_loss(student_outputs, teacher_outputs, labels, alpha=0.5):
     return alpha * soft + (1 - alpha) * squared_loss(student_outputs, labels)
 
 
-# ---- One seed, its networks and its stages
+def join():
+    """Under torchrun, meet the other processes; all but the first are silent."""
+    if SEVERAL:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    if RANK > 0:
+        sys.stdout = sys.stderr = open(os.devnull, "w")
+
+
+def from_first(value):
+    """What the first process has for `value`, in all of them."""
+    values = [value]
+    if SEVERAL:
+        distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def own_part(rows):
+    """This process's part of a batch's rows; of fewer rows than processes each takes all."""
+    return rows[RANK::RANKS] if len(rows) >= RANKS else rows
 
 
 class Reader(nn.Module):
@@ -379,107 +415,120 @@ def predict(read: Callable, examples: data.Encoded) -> torch.Tensor:
     """The logits (N, K) of a network in eval mode, in the examples' order, computed in batches of like length."""
     rows = np.argsort(examples.lengths, kind="stable")
     logits = []
-    for chunk in np.split(rows, range(256, len(rows), 256)):
-        outputs = metadistil.forward(read, examples.batch(chunk)[0])
+    for first in range(0, len(rows), 256):
+        inputs, _ = examples.batch(rows[first : first + 256])
+        outputs = metadistil.forward(read, inputs)
         logits.append(metadistil.tensors_of(outputs)[0].cpu())
-    return torch.cat(logits)[np.argsort(rows)]
+    in_order = np.argsort(rows)
+    return torch.cat(logits)[in_order]
+
+
+def tokenizer_in(saved, shape, source):
+    """The tokeniser of a saved network. Raises CheckpointError."""
+    with models.expecting(f"{source}: expected a tokeniser in it, and a row of the network for each of its words"):
+        tokenizer = data.Tokenizer.from_str(saved["tokenizer"])
+        words = max(tokenizer.get_vocab().values()) + 1
+        expect(words <= shape.vocab_size, f"{words} words for {shape.vocab_size} rows")
+        return tokenizer
+
+
+class Origin(NamedTuple):
+    """A network as the run finds it: a preset, or a saved network."""
+
+    config: object
+    tokenizer: data.Tokenizer | None  # None: it reads pictures
+    labels: list[str] | None  # that it has been trained for
 
 
 class Seed:
     """One seed's splits as each role reads them, {role: {split: Encoded}}, and how its networks begin."""
 
     def __init__(self, config: Config, seed):
-        self.config, self.seed, self.folder = config, seed, Path(config.out, f"seed{seed}")
+        self.config, self.seed = config, seed
         self.task, self.sources = config.load(seed), config.sources(seed)
-        self.of_sentences = bool(data.TASKS[self.task.name].texts)
         train_and_quiz = self.task.train + self.task.quiz  # the quiz stands behind the train
         self.steps_per_epoch = -(-len(train_and_quiz) // config.batch_size)
-        sources = list(dict.fromkeys(self.sources.values()))
-        self.saved = {source: models.read_saved(source) for source in sources if source not in models.PRESETS}
-        shapes = {source: self.check(source) for source in sources}
-        self.own_tokenizer = None  # of networks that begin without one, learnt from the training sentences
-        if self.of_sentences and any(source in models.PRESETS for source in sources):
-            self.own_tokenizer = data.train_tokenizer(train_and_quiz.texts)
-        tokenizers = {source: self.tokenizer(source) for source in sources}
-        self.tokenizers = {role: tokenizers[source] for role, source in self.sources.items()}
+        self.origins = {source: self.origin(source) for source in set(self.sources.values())}
         splits = {"train+quiz": train_and_quiz, "dev": self.task.dev, "test": self.task.test}
         splits = {name: split for name, split in splits.items() if split and split.labels is not None}
         students_splits = splits
         if config.noise:
-            noisy = data.noisy(self.task.train, config.noise, seed) + self.task.quiz
-            students_splits = splits | {"train+quiz": noisy}
+            noisy = data.noisy(self.task.train, config.noise, seed)
+            students_splits = splits | {"train+quiz": noisy + self.task.quiz}
         encode = functools.cache(data.encode)  # roles of one vocabulary share what they read
-        self.encoded = {}
+        self.tokenizers, self.encoded = {}, {}
         for role, source in self.sources.items():
-            longest = min(data.MAX_LENGTH, shapes[source].max_tokens) if self.of_sentences else 0
             own = students_splits if role == "student" else splits
-            encoded = {name: encode(tokenizers[source], split, config.device, longest) for name, split in own.items()}
-            self.encoded[role] = encoded
+            shape, tokenizer, _ = self.origins[source]
+            longest = min(data.MAX_LENGTH, getattr(shape, "max_tokens", 1))
+            self.tokenizers[role] = tokenizer
+            self.encoded[role] = {name: encode(tokenizer, split, config.device, longest) for name, split in own.items()}
 
-    def check(self, source):
-        """The configuration of a network that can read this task. Raises InputError."""
-        shape = models.PRESETS[source] if source in models.PRESETS else self.saved[source][0].config
-        reads = "sentences" if self.of_sentences else "pictures"
+    @property
+    def folder(self):
+        """Where its networks are saved."""
+        return Path(self.config.out, f"seed{self.seed}")
+
+    @functools.cached_property
+    def own_tokenizer(self):
+        """The tokeniser of networks that begin without one, learnt from the training sentences."""
+        return data.train_tokenizer((self.task.train + self.task.quiz).texts)
+
+    def origin(self, source):
+        """The Origin of a network that suits the task. Raises InputError, CheckpointError."""
+        shape, saved = models.PRESETS.get(source), {"labels": None}
+        if not shape:
+            network, saved = models.read_saved(source)
+            shape = network.config
+        reads = "sentences" if data.TASKS[self.task.name].texts else "pictures"
         expect(models.KINDS[models.kind_of(shape)].reads == reads, f"{source}: expected a network that reads {reads}")
         if source.endswith(".pt"):
-            labels = self.saved[source][1]["labels"]
-            expect(labels == self.task.label_names, f"{source}: expected a network for {self.task.name}'s labels")
-        if source == self.sources["student"] and self.config.student_layers:
-            deepest = max(self.config.layers())
-            expect(deepest < getattr(shape, "layers", 0), f"--student-layers {deepest}: expected a layer of {source}")
-        return shape
-
-    def tokenizer(self, source):
-        """The tokeniser of a network; None for pictures. Raises CheckpointError."""
-        if source in models.PRESETS or not self.of_sentences:
-            return self.own_tokenizer
-        network, saved = self.saved[source]
-        with models.expecting(f"{source}: expected a tokeniser in it, and a row of the network for each of its words"):
-            tokenizer = data.Tokenizer.from_str(saved["tokenizer"])
-            words = max(tokenizer.get_vocab().values()) + 1
-            expect(words <= network.config.vocab_size, f"{words} words for {network.config.vocab_size} rows")
-            return tokenizer
+            suits = saved["labels"] == self.task.label_names
+            expect(suits, f"{source}: expected a network for {self.task.name}'s labels")
+        tokenizer = None
+        if reads == "sentences":
+            tokenizer = tokenizer_in(saved, shape, source) if "tokenizer" in saved else self.own_tokenizer
+        return Origin(shape, tokenizer, saved["labels"])
 
     def network(self, role, saved=""):
         """The role's network in a Reader: the same initial weights always, or as a stage saved it."""
         torch.manual_seed(2 * self.seed + list(self.sources).index(role))
         source, config = self.sources[role], self.config
+        shape, tokenizer, _ = self.origins[source]
         changes = {"num_labels": self.task.num_labels, "dropout": config.dropout}
         if saved:
             network, _ = models.read_saved(self.folder / f"{saved}.pt")
         elif source in models.PRESETS:
-            if self.of_sentences:
-                changes["vocab_size"] = self.own_tokenizer.get_vocab_size()
-            network = models.build(models.PRESETS[source], **changes)
+            words = tokenizer.get_vocab_size() if tokenizer else 0
+            network = models.build(shape, vocab_size=words, **changes)
         else:
-            labels = [label.lower() for label in self.saved[source][1]["labels"] or ()]
-            head = labels == self.task.label_names  # in the same order; published names are often upper-case
-            network, _ = models.read_saved(source, head, **changes)
+            network, _ = models.read_saved(source, self.task.label_names, **changes)
         if role == "student" and config.student_layers:
-            network.keep_layers(config.layers())
+            with models.expecting(f"--student-layers {config.student_layers}: expected numbers of layers of {source}"):
+                network.keep_layers([int(layer) for layer in config.student_layers.split(",")])
         return Reader(network, role, config.device, config.precision).to(config.device)
 
     def batch(self, rows, step=None):
         """Rows of train and quiz, ({role: inputs}, labels (B,)). With a step, pictures are cropped and mirrored."""
         crop = None if step is None else [self.seed, 7, step]
-        inputs, batches = {}, {}
+        inputs = {}
+        batch_of = functools.cache(lambda encoded: encoded.batch(rows, crop))  # roles of one vocabulary share it
         for role, splits in self.encoded.items():
-            encoded = splits["train+quiz"]
-            if encoded not in batches:  # roles of one vocabulary share their batches
-                batches[encoded] = encoded.batch(rows, crop)
-            inputs[role], labels = batches[encoded]
+            inputs[role], labels = batch_of(splits["train+quiz"])
         return inputs, labels
 
     def quiz(self, step):
         """The quiz of a step, even by class. Where one long sentence would pad all others, in parts of like length."""
-        n, both = len(self.task.train), self.encoded["student"]["train+quiz"]
-        rows = n + data.sample_quiz(both.labels[n:], self.config.quiz_batch_size, self.seed, step)
+        both = self.encoded["student"]["train+quiz"]
+        n = len(self.task.train)
+        rows = own_part(n + data.sample_quiz(both.labels[n:], self.config.quiz_batch_size, self.seed, step))
         length = both.lengths[rows]
         n_parts = int(length.max() // length.mean())
         if n_parts > 1:
             rows = rows[np.argsort(length, kind="stable")]
-        inputs, labels = zip(*(self.batch(part) for part in np.array_split(rows, n_parts)))
-        return list(inputs), torch.cat(labels)
+        parts = [self.batch(part) for part in np.array_split(rows, n_parts)]
+        labels = torch.cat([labels for _, labels in parts])
+        return [inputs for inputs, _ in parts], labels
 
     def scores(self, reader: Reader, *splits):
         """{"dev accuracy": 0.81, ...}: the task's metrics on those of the splits that have labels."""
@@ -501,45 +550,52 @@ class Stage:
 
     def __init__(self, context: Seed, name):
         self.context, self.name, self.config, self.task = context, name, context.config, context.task
-        config, self.teachers, self.teacher_optimizer = self.config, [], None
         self.quiz_loss = metadistil.hard_loss if self.task.label_names else squared_loss
-        if name in context.sources:
-            ready = context.sources[name].endswith(".pt")
-            self.method, self.rate = METHODS["finetune"], config.finetune_lr
-            self.student, self.warmup_steps = context.network(name), 0
-            self.total = 0 if ready else config.teacher_epochs * context.steps_per_epoch
-            self.learners = {f"{name} before": self.student}
-        else:
+        self.teachers, self.teacher_optimizer = [], None
+        self.epoch = None  # whose batches are drawn
+        config, role = self.config, name if name in context.sources else "student"
+        self.student = context.network(role)
+        if role == "student":
             self.method, self.rate = METHODS[name], config.student_lr
-            self.student = context.network("student")
-            self.warmup_steps = config.warmup_epochs * context.steps_per_epoch
-            self.total = self.warmup_steps + config.epochs * context.steps_per_epoch
+            epochs, warmup_epochs = config.epochs, config.warmup_epochs
             self.learners = {f"student {name}": self.student}
-            self.add_teachers()
+            if self.method.teacher != "none":
+                self.add_teachers()
+        else:
+            self.method, self.rate = METHODS["finetune"], config.finetune_lr
+            ready = context.sources[name].endswith(".pt")
+            epochs, warmup_epochs = 0 if ready else config.teacher_epochs, 0
+            self.learners = {f"{name} before": self.student}
+        self.warmup_steps = warmup_epochs * context.steps_per_epoch
+        self.total = self.warmup_steps + epochs * context.steps_per_epoch
         self.student_optimizer = OPTIMIZERS[config.optimizer](self.student.parameters(), lr=0.0)
         self.loss = self.method.loss(self)
 
     def add_teachers(self):
         """The teachers, as their own training left them, and their optimiser if they learn."""
-        roles = [role for role in self.context.sources if role != "student"]
-        if self.method.teacher == "none":
-            return
-        self.teachers = [self.context.network(role, f"{role} before".replace(" ", "-")) for role in roles]
+        _, *roles = self.context.sources  # but for the student
+        for role in roles:
+            teacher = self.context.network(role, saved=f"{role}-before".replace(" ", "-"))
+            self.teachers.append(teacher)
+            if self.method.teacher == "learning":
+                self.learners[f"{role} after {self.name}"] = teacher
         if self.method.teacher == "learning":
-            self.learners |= {f"{role} after {self.name}": one for role, one in zip(roles, self.teachers)}
             theta_T = nn.ModuleList(self.teachers).parameters()
             self.teacher_optimizer = OPTIMIZERS[self.config.teacher_optimizer](theta_T, lr=0.0)
 
     def state(self):
         """What a checkpoint holds of the stage: networks and optimisers that change, and where dropout's draws stand."""
-        parts = [part.state_dict() for part in self.changing()]
-        return {"parts": parts, "rng": [generator.get_rng_state() for generator in RANDOM]}
+        own = [generator.get_rng_state() for generator in RANDOM]
+        everyones = [own] * RANKS
+        if SEVERAL:
+            distributed.all_gather_object(everyones, own)
+        return {"parts": [part.state_dict() for part in self.changing()], "rng": everyones}
 
     def restore(self, state):
         """Go on from a checkpoint."""
         for part, saved in zip(self.changing(), state["parts"]):
             part.load_state_dict(saved)
-        for generator, saved in zip(RANDOM, state["rng"]):
+        for generator, saved in zip(RANDOM, state["rng"][RANK]):
             generator.set_rng_state(saved)
 
     def changing(self):
@@ -549,14 +605,15 @@ class Stage:
 
     def batch(self, k):
         """The training batch of step k."""
-        context, both = self.context, self.context.encoded["student"]["train+quiz"]
+        context, batch_size = self.context, self.config.batch_size
+        lengths = context.encoded["student"]["train+quiz"].lengths
         sees_quiz_labels = self.method.quiz_labels or self.config.learn_quiz
-        lengths = both.lengths if sees_quiz_labels else both.lengths[: len(self.task.train)]
-        epoch, place = divmod(k, -(-len(lengths) // self.config.batch_size))
-        if getattr(self, "epoch", None) != epoch:
-            self.epoch = epoch
-            self.batches = data.batches_of(lengths, self.config.batch_size, context.seed, epoch)
-        return context.batch(self.batches[place], k)
+        if not sees_quiz_labels:
+            lengths = lengths[: len(self.task.train)]
+        epoch, place = divmod(k, -(-len(lengths) // batch_size))
+        if self.epoch != epoch:
+            self.epoch, self.batches = epoch, data.batches_of(lengths, batch_size, context.seed, epoch)
+        return context.batch(own_part(self.batches[place]), k)
 
     def step(self, k, log):
         """Step k -> L_S."""
@@ -581,15 +638,12 @@ def set_rate(optimizer, rate):
         group["lr"] = rate
 
 
-# ---- The loop, and what it leaves on disk
-
-
 def take(context: Seed, name, journal):
     """Take the stage's steps, from the checkpoint if it was under way; log, score dev after each epoch, save."""
     config, stage = context.config, Stage(context, name)
     for learner in stage.learners.values():  # a network that cannot be saved fails here, not after its training
         check_round_trip(learner.network)
-    torch.manual_seed(1000 + context.seed)  # of dropout
+    torch.manual_seed(1000 + context.seed + 10**6 * RANK)  # of dropout
     state = {"step": 0, "seconds": 0.0}
     if journal["under_way"]:
         state = journal["under_way"]
@@ -601,21 +655,21 @@ def take(context: Seed, name, journal):
         loss = stage.step(k, log).item()
         entry = {"seed": context.seed, "stage": name, "step": k + 1}
         expect(np.isfinite(loss), f"{entry}: expected a finite loss, found {loss}; try a tenth of the rates")
-        state["seconds"] += time.perf_counter() - started
-        state["step"] = k + 1
+        state |= {"step": k + 1, "seconds": state["seconds"] + time.perf_counter() - started}
         if log is not None:
             losses = {"loss": loss} | {key: value.item() for key, value in log.items()}
             journal["log"].append(entry | losses)
             noted |= losses
-        if state["step"] % context.steps_per_epoch == 0:
+        epoch, left = divmod(k + 1, context.steps_per_epoch)
+        if not left:
             scores = {title: context.scores(learner, "dev") for title, learner in stage.learners.items()}
-            journal["log"].append(entry | {"epoch": state["step"] // context.steps_per_epoch, "scores": scores})
+            journal["log"].append(entry | {"epoch": epoch, "scores": scores})
             noted |= {title.split()[0]: next(iter(found.values())) for title, found in scores.items()}
-        now, last = time.monotonic(), state["step"] == stage.total
-        if last or now - last_shown >= (0.2 if sys.stderr.isatty() else 10):
+        now, last = time.monotonic(), k + 1 == stage.total
+        if last or now - last_shown >= SHOW_SECONDS:
             show(f"seed {context.seed} {name}", stage.total, state, noted)
             last_shown = now
-        if not last and now - last_saved >= config.checkpoint_seconds:
+        if not last and from_first(now - last_saved >= config.checkpoint_seconds):
             save_journal(config, journal | {"under_way": state | stage.state()})
             last_saved = now
     finish(stage, journal, state["seconds"])
@@ -626,15 +680,14 @@ def finish(stage: Stage, journal, seconds):
     context, task = stage.context, stage.task
     for title, learner in stage.learners.items():
         tokenizer = context.tokenizers[learner.role]
-        more = {"labels": task.label_names, "tokenizer": tokenizer.to_str() if tokenizer else None}
-        write_whole(
-            context.folder / f"{title.replace(' ', '-')}.pt", models.to_save(learner.network, **more) | {"title": title}
-        )
+        whole = models.to_save(learner.network, tokenizer.to_str() if tokenizer else None, task.label_names)
+        whole |= {"title": title, "columns": data.TASKS[task.name].texts}
+        write_whole(context.folder / f"{title.replace(' ', '-')}.pt", whole)
         scores = context.scores(learner, "dev", "test")
-        metric, found = next(iter(scores.items()))
+        metric, score = next(iter(scores.items()))
         chance = score_of_one_answer(task)
-        if title.endswith("before") and found < chance + 0.02:
-            warnings.warn(f"{title}: {metric} {found:.3f}; one answer to everything has {chance:.3f}", stacklevel=2)
+        if title.endswith("before") and score < chance + 0.02:
+            print(f"note: {title}: {metric} {score:.3f}; one answer to everything has {chance:.3f}")
         journal["log"].append({"seed": context.seed, "stage": stage.name, "model": title, "final_scores": scores})
         size = sum(theta.numel() for theta in learner.parameters())
         result = {"scores": scores, "parameters": size, "seconds": seconds}
@@ -653,42 +706,48 @@ def score_of_one_answer(task: data.Task):
 def check_round_trip(network: nn.Module):
     """Raise InputError if the network, saved and read again, would not be the same kind of network."""
     kind = models.KINDS[models.kind_of(network.config)]
-    twin = models.build(kind.config(**dataclasses.asdict(network.config)))
-    ours, theirs = ([(n, w.shape) for n, w in one.state_dict().items()] for one in (network, twin))
-    expect(ours == theirs, f"{kind.network.__name__}: its configuration does not describe it")
+    config = kind.config(**dataclasses.asdict(network.config))
+
+    def weights(of):
+        return [(name, weight.shape) for name, weight in of.state_dict().items()]
+
+    same = weights(network) == weights(models.build(config))
+    expect(same, f"{kind.network.__name__}: its configuration does not describe it")
 
 
 def show(what, total, state, noted):
-    """Print the progress: on a terminal over the line before, elsewhere a line of its own."""
-    step, live = state["step"], sys.stderr.isatty()
-    left = state["seconds"] / step * (total - step)
-    noted = [f"{name} {value:.4f}" for name, value in noted.items()]
-    line = "  ".join([f"{what:<18} step {step}/{total}", *noted, f"{left // 60:.0f}:{left % 60:02.0f} left"])
-    if live:
-        line = f"\r\033[K{line}"
-    print(line, end="" if live and left else "\n", file=sys.stderr, flush=True)
+    """Print the progress."""
+    left = state["seconds"] / state["step"] * (total - state["step"])
+    line = f"{what:<18} step {state['step']}/{total}"
+    for name, value in noted.items():
+        line += f"  {name} {value:.4f}"
+    print(f"{line}  {left // 60:.0f}:{left % 60:02.0f} left", file=sys.stderr, flush=True)
 
 
 def write_whole(path: Path, content):
-    """Write text, or a dict by torch.save: under `path` stands the old file or the whole new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        if isinstance(content, dict):
-            torch.save(content, file)
-        else:
-            file.write(content.encode())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    """Write text, or a dict by torch.save: under `path` stands the old file or the whole new one, never a part. The
+    first process writes, the others wait for it."""
+    if RANK == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        with part.open("wb") as file:
+            if isinstance(content, dict):
+                torch.save(content, file)
+            else:
+                file.write(content.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    from_first(None)
 
 
 def save_journal(config: Config, journal):
     """Write metrics.jsonl and the checkpoint, so that nothing done is lost. The journal: configuration, number of
     stages done, results ({title: [a dict for each seed]}), log, and the state of the stage under way."""
+    out = Path(config.out)
     lines = [json.dumps(entry) + "\n" for entry in journal["log"]]
-    write_whole(Path(config.out, "metrics.jsonl"), "".join(lines))
-    write_whole(Path(config.out, "checkpoint.pt"), journal)
+    write_whole(out / "metrics.jsonl", "".join(lines))
+    write_whole(out / "checkpoint.pt", journal)
 
 
 def read_journal(out):
@@ -697,9 +756,6 @@ def read_journal(out):
     with models.expecting(f"{path}: expected the checkpoint of a run"):
         journal = models.load_whole(path)
         return Config(**journal["config"] | {"out": out}), journal
-
-
-# ---- Metrics and the table
 
 
 def pearson(predictions, labels):
@@ -770,9 +826,6 @@ Difference: students to kd, teacher to what it was, paired by seed, with a 95% i
     )
 
 
-# ---- A run, a trained network, the command line
-
-
 class Run(NamedTuple):
     """What a run leaves."""
 
@@ -790,16 +843,21 @@ class Run(NamedTuple):
 def run(config: Config, journal: dict | None = None) -> Run:
     """A whole run, or by its journal the rest of one. Raises InputError, CheckpointError; after Ctrl-C, when
     everything up to the last checkpoint is saved, KeyboardInterrupt."""
-    config = config if journal else resolve(config)
-    out, task = Path(config.out), config.load(0)
+    begins = journal is None
+    config = resolve(config) if begins else config
     of_seed = functools.lru_cache(1)(functools.partial(Seed, config))
     names = list(dict.fromkeys([*list(config.sources(0))[1:], *config.methods.split(",")]))
-    if not journal:
-        expect(not (out / "checkpoint.pt").exists(), f"--out {out}: holds a run; expected a new one, or --resume {out}")
+    reads = depends_on(config)
+    if begins:
         check_layers(config, of_seed(0))
-        journal = {"format": models.FORMAT, "config": dataclasses.asdict(config), "done": 0, "results": {}, "log": []}
-        journal["under_way"] = None
+        config.out = from_first(claim(config) if RANK == 0 else None)
+        journal = {"format": models.FORMAT, "config": dataclasses.asdict(config), "reads": reads, "ranks": RANKS}
+        journal |= {"done": 0, "results": {}, "log": [], "under_way": None}
         save_journal(config, journal)
+    expect(journal["ranks"] == RANKS, f"{config.out}: expected {journal['ranks']} process(es) to go on, found {RANKS}")
+    for what, checksum in journal["reads"].items():
+        expect(reads.get(what) == checksum, f"{what}: not what it was when the run began; expected the same to go on")
+    out, task = Path(config.out), config.load(0)
     write_whole(out / "config.json", json.dumps(journal["config"], indent=2))
     introduce(config, task)
     try:
@@ -820,19 +878,24 @@ def introduce(config: Config, task: data.Task):
         print(f"note: {note}")
     if config.precision == "bf16" and not bf16_in_hardware(config.device):
         print("note: this processor has no bfloat16; expect 10 times the usual time, or take --precision auto")
-    print(
-        f"{config.device}, {torch.get_num_threads()} threads, {config.precision}; everything is written to {config.out}/"
-    )
+    how = f"{config.device}, {RANKS} process(es) of {torch.get_num_threads()} threads, {config.precision}"
+    print(f"{how}; everything is written to {config.out}/")
 
 
 def check_layers(config: Config, context: Seed):
     """Raise InputError if pkd is to match layers of networks that do not match."""
-    shapes = [context.network(role).network.config for role in context.sources]
-    if heeds(config, "pkd"):
-        encoders = all(isinstance(shape, models.EncoderConfig) for shape in shapes)
-        fits = encoders and all(shape.hidden == shapes[0].hidden for shape in shapes)
-        fits = fits and 2 <= shapes[0].layers <= min(shape.layers for shape in shapes)
+    student, *teachers = [context.network(role).network.config for role in context.sources]
+    if any(METHODS[name].loss is patient_loss for name in config.methods.split(",")):
+        encoders = all(isinstance(shape, models.EncoderConfig) for shape in [student, *teachers])
+        fits = encoders and student.layers >= 2
+        for teacher in teachers if encoders else []:
+            fits = fits and teacher.hidden == student.hidden and teacher.layers >= student.layers
         expect(fits, "pkd: expected a student of 2 layers or more, as wide as its teacher and no deeper")
+
+
+def is_text(value):
+    """Whether it is a string of whole characters. Of bytes that are not UTF-8 Python makes halves, the surrogates."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 class Trained:
@@ -844,19 +907,26 @@ class Trained:
         expect(saved["tokenizer"], f"{path}: expected a network that reads sentences")
         self.tokenizer, self.labels = data.Tokenizer.from_str(saved["tokenizer"]), saved["labels"]
         self.title = saved.get("title", Path(path).stem)
+        self.columns = saved.get("columns", ("sentence",))  # the names of its texts, one or two
 
     def predict(self, sentences: list) -> list[tuple]:
-        """For each sentence, or pair (a tuple), (label, {name: probability}); of a regression (score, {}).
-        Raises InputError on one sentence in place of a list."""
+        """For each sentence, or of a task of pairs for each (sentence, sentence), (label, {name: probability}); of a
+        regression (score, {}). Raises InputError on anything else."""
         expect(not isinstance(sentences, str), "predict: expected a list of sentences, found one sentence")
+        for text in sentences:
+            parts = text if isinstance(text, (tuple, list)) else [text]
+            fits = len(parts) == len(self.columns) and all(is_text(part) for part in parts)
+            expect(fits, f"expected {' and '.join(self.columns)}, in UTF-8, found {text!r}")
         examples = data.Split(np.fromiter(sentences, object), None)
         longest = min(data.MAX_LENGTH, self.network.config.max_tokens)
-        logits = predict(self.network, data.encode(self.tokenizer, examples, max_length=longest))  # (N, K)
+        encoded = data.encode(self.tokenizer, examples, max_length=longest)
+        logits = predict(self.network, encoded)  # (N, K)
         if not self.labels:
             return [(score, {}) for score in logits[:, 0].tolist()]
         found = []
-        for p in metadistil.log_softmax(logits).exp():
-            found.append((self.labels[p.argmax()], dict(zip(self.labels, p.tolist()))))
+        for p in metadistil.log_softmax(logits).exp().tolist():
+            probabilities = dict(zip(self.labels, p))
+            found.append((max(probabilities, key=probabilities.get), probabilities))
         return found
 
 
@@ -870,7 +940,8 @@ def load_all(out) -> dict[str, Trained]:
     paths = list(Path(out, "seed0").glob("*.pt"))
     expect(paths, f"{out}: expected a run with a trained network, found none; start one, or --resume it")
     paths.sort(key=lambda path: ("student" in path.stem, "after" in path.stem, path))
-    return {trained.title: trained for trained in map(load, paths)}
+    networks = [load(path) for path in paths]
+    return {network.title: network for network in networks}
 
 
 def print_predictions(out, sentences):
@@ -881,24 +952,26 @@ def print_predictions(out, sentences):
         line = line.strip("\r\n ")
         print(line)
         for title, network in trained.items():
-            label, probabilities = network.predict([tuple(line.split("\t", 1)) if "\t" in line else line])[0]
+            text = tuple(line.split("\t", 1)) if len(network.columns) == 2 else line
+            label, probabilities = network.predict([text])[0]
             said = f"{label:<10} {probabilities[label]:6.1%}" if probabilities else f"{label:.2f}"
             print(f"  {title:<26} {said}")
 
 
 def parse(arguments):
     """What the command line gives: a flag for each field of Config, then --resume and --predict."""
-    look = {"description": __doc__, "formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    flags = argparse.ArgumentParser("train.py", **look, argument_default=argparse.SUPPRESS)
+    look = argparse.RawDescriptionHelpFormatter
+    flags = argparse.ArgumentParser("train.py", None, __doc__, formatter_class=look, allow_abbrev=False)
+    flags.argument_default = argparse.SUPPRESS
     flags.epilog = f"methods: {', '.join(METHODS)}\ndefaults in brackets: of " + ", ".join(DEFAULTS)
     flags.error = lambda message: flags.exit(2, f"train.py: {message}\n")  # without the usage, one line
     for field in dataclasses.fields(Config):
         text, valid = field.metadata["help"], field.metadata["valid"]
         if field.type is str and valid:
             text += f": {', '.join(valid)}"
-        defaults = list(dict.fromkeys(str(kind[field.name]) for kind in DEFAULTS.values() if field.name in kind))
-        defaults = defaults or ([str(field.default)] if field.default not in (None, False) else [])
-        text += f" [{', '.join(defaults)}]" if defaults else ""
+        defaults = [kind[field.name] for kind in DEFAULTS.values() if field.name in kind] or [field.default]
+        if defaults[0] not in (None, False):
+            text += f" [{', '.join(map(str, dict.fromkeys(defaults)))}]"
         kind = {"action": "store_true"} if field.type is bool else {"type": field.type, "metavar": ""}
         flags.add_argument("--" + field.name.replace("_", "-"), help=text.replace("%", "%%"), **kind)
     flags.add_argument("--resume", metavar="RUN", help="go on with a stopped run; it ends with the same numbers")
@@ -909,8 +982,8 @@ def parse(arguments):
 def main(arguments: list[str] | None = None):
     """Run the command line. What a user can mend ends in one line and exit status 2."""
     given = parse(arguments)
-    warnings.formatwarning = lambda message, *_: f"note: {message}\n"
     try:
+        join()
         if "predict" in given:
             sentences = sys.stdin if given["predict"] is None else [given["predict"]]
             return print_predictions(given.get("out", ""), sentences)
@@ -927,6 +1000,13 @@ def main(arguments: list[str] | None = None):
     except KeyboardInterrupt as stop:
         print(f"\n{str(stop) or 'stopped'}", file=sys.stderr)
         sys.exit(130)
+    except RuntimeError as error:
+        if not SEVERAL:
+            raise
+        print(
+            f"train.py: another process has ended ({str(error).splitlines()[0]}); to go on: --resume", file=sys.stderr
+        )
+        sys.exit(2)
 
 
 for function in (torch.exp, torch.log, torch.tanh):
@@ -935,4 +1015,7 @@ for function in (torch.exp, torch.log, torch.tanh):
     function(torch.ones(1))
 
 if __name__ == "__main__":
+    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # where a terminal has no Greek letters
     main()

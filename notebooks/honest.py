@@ -101,9 +101,10 @@ def held_out(stage):
     context, teachers = stage.context, torch.nn.ModuleList(stage.teachers)
     for splits in context.encoded.values():
         whole, n = splits["train+quiz"], len(context.task.quiz) // HELD_OUT
-        for name, rows in (("train+quiz", slice(None, -n)), ("held-out", slice(-n, None))):
-            own = {field: getattr(whole, field)[rows] for field in ("lengths", "labels", "starts")}
-            splits[name] = dataclasses.replace(whole, **own)
+        for split, rows in (("train+quiz", slice(None, -n)), ("held-out", slice(-n, None))):
+            own = {field: getattr(whole, field)[rows] for field in ("lengths", "labels")}
+            inputs = {name: ids[rows] for name, ids in whole.inputs.items()}
+            splits[split] = dataclasses.replace(whole, **own, inputs=inputs)
     best, waited = -np.inf, 0
     while waited < PATIENCE:
         score = np.mean([next(iter(context.scores(teacher, "held-out").values())) for teacher in teachers])

@@ -131,7 +131,7 @@ def test_mutual_learning_is_a_row_and_a_function(tmp_path, monkeypatch):
             metadistil.real_update(teacher, stage.student, batch, stage.teacher_optimizer, stage.loss)
         return L_S
 
-    monkeypatch.setitem(train.METHODS, "mutual", train.Method("learning", True, train.kd_loss, mutual_step))
+    monkeypatch.setitem(train.METHODS, "mutual", train.Method("learning", True, train.logits_loss, mutual_step))
     finished = train.run(small(tmp_path / "run", methods="kd,mutual", teacher_lr=1e-2))
     before, after = (finished.models[f"teacher {name}"].network.state_dict() for name in ("before", "after mutual"))
     assert not torch.equal(before["classifier.weight"], after["classifier.weight"])

@@ -451,10 +451,10 @@ LARGE = bytes([0]) * RECORD * 10_001
     ("train", b"", "train.bin: expected whole records"),
     ("test", LARGE, "test.bin: expected whole records of 3,074 bytes, at most 10,000 of them, found 30,743,074 bytes"),
     ("test", bytes([0, 5]) + bytes(3072) + bytes([3, 100]) + bytes(3072),
-     "test.bin: byte 3,075: expected a label of at most 99, found 100"),
-    ("train", bytes([20, 5]) + bytes(3072), "train.bin: byte 0: expected a label of at most 19, found 20"),
+     "test.bin: record 2: expected a label of at most 99, found 100"),
+    ("train", bytes([20, 5]) + bytes(3072), "train.bin: record 1: expected a label of at most 19, found 20"),
 ])  # fmt: skip
-def test_bad_pictures_are_named_with_their_byte(tmp_path, name, content, message):
+def test_bad_pictures_are_named_with_their_record(tmp_path, name, content, message):
     write_cifar(tmp_path, **{name: content})
     with pytest.raises(InputError) as error:
         load_task("cifar100", str(tmp_path))

@@ -266,7 +266,7 @@ BAD = [
     (["--task", "cifar100", "--data", "/nowhere"], "python notebooks/fetch.py cifar100, or draw pictures: python notebooks/pictures.py"),
     (["--task", "cola"], "builtin/CoLA/train.tsv: expected a file there"),
     (["--methods", "pkd"], "pkd: expected a student of 2 layers or more"),
-    (["--student-layers", "1,3"], "--student-layers: expected a saved network"),
+    (["--student-layers", "1,3"], "--student-layers 1,3: expected numbers of layers of micro: it has layers 0 to 0"),
     (["--meta-grad", "third"], "--meta-grad third: expected one of second_order, jvp"),
     (["--resume", "/nowhere"], "/nowhere/checkpoint.pt: expected the checkpoint of a run"),
     (["--predict", "x", "--out", "/nowhere"], "/nowhere: expected a run with a trained network"),
@@ -295,8 +295,8 @@ def test_nothing_is_overwritten(finished, capsys):
 
 def test_without_out_each_run_gets_a_new_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "sst2-builtin").mkdir(parents=True)
-    assert train.resolve(train.Config(data="builtin")).out == "runs/sst2-builtin-2"
+    config = train.resolve(train.Config(data="builtin"))
+    assert [train.claim(config) for _ in range(3)] == [f"runs/sst2-builtin{ending}" for ending in ("", "-2", "-3")]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
@@ -404,13 +404,16 @@ def test_a_checkpoint_decides_the_defaults(checkpoints, tmp_path):
     assert config.student_lr == 7e-5 and config.epochs == 1 and config.data == "builtin"
 
 
-def test_a_head_comes_along_only_for_the_same_labels_in_the_same_order(tmp_path):
-    for name, labels, kept in (("same", ["NEGATIVE", "positive"], True), ("turned", ["positive", "negative"], False), ("none", None, False)):
-        source = checkpoint(tmp_path / name, TEXTS[:50], labels=labels)
-        context = train.Seed(train.resolve(small(tmp_path / "run", teacher=source, student="micro")), 0)
-        saved, network = models.read_saved(source)[0].state_dict(), context.network("teacher").network.state_dict()
-        assert all(torch.equal(tensor, saved[name]) for name, tensor in network.items() if "classifier" not in name)
-        assert torch.equal(network["classifier.weight"], saved["classifier.weight"]) == kept
+@pytest.mark.parametrize("labels, order", [
+    (["NEGATIVE", "positive"], [0, 1]), (["positive", "negative"], [1, 0]), (["fresh", "rotten"], None), (None, None),
+])  # fmt: skip
+def test_a_head_comes_along_for_the_same_labels_in_the_tasks_order(labels, order, tmp_path):
+    source = checkpoint(tmp_path / "network", TEXTS[:50], labels=labels)
+    context = train.Seed(train.resolve(small(tmp_path / "run", teacher=source, student="micro")), 0)
+    saved, network = models.read_saved(source)[0].state_dict(), context.network("teacher").network.state_dict()
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in network.items() if "classifier" not in name)
+    head = saved["classifier.weight"]
+    assert torch.equal(network["classifier.weight"], head[order]) if order else not torch.equal(network["classifier.weight"], head)
 
 
 @pytest.mark.parametrize("kept, expected_student, expected_teacher", [("1,3", (1,), (2,)), (None, (1, 2, 3), (1, 2, 3))])
