@@ -10,6 +10,7 @@ import copy
 import importlib.util
 import math
 import os
+import re
 import subprocess
 import sys
 import traceback
@@ -43,11 +44,13 @@ def mine():
     if not Path(MINE).is_file():
         pytest.fail(f"MINE={MINE}: expected a Python file there", pytrace=False)
     specification = importlib.util.spec_from_file_location("mine", MINE)
-    module = importlib.util.module_from_spec(specification)
+    module, trouble = importlib.util.module_from_spec(specification), None
     try:
         specification.loader.exec_module(module)
     except Exception:
-        pytest.fail(f"{MINE} cannot be imported:\n{traceback.format_exc(limit=-1)}", pytrace=False)
+        trouble = traceback.format_exc(limit=-1)
+    if trouble:
+        pytest.fail(f"{MINE} cannot be imported:\n{trouble}", pytrace=False)
     return module
 
 
@@ -114,14 +117,11 @@ def agree(found, expected, hint, tolerance=1e-9):
     found, expected = flat(found), flat(expected)
     if found.shape != expected.shape:
         fail(f"expected {len(expected)} numbers, found {len(found)}", hint)
-    if not (found - expected).norm() <= tolerance * expected.norm() + 1e-12:  # not: of NaN neither holds
-        fail(f"expected {shown(expected)}, found {shown(found)}", hint)
-
-
-def shown(vector):
-    """The first numbers of a vector."""
-    numbers = ", ".join(f"{value:.6g}" for value in vector[:4].tolist())
-    return numbers + ", ..." * (len(vector) > 4)
+    difference = found - expected
+    if not difference.norm() <= tolerance * expected.norm() + 1e-12:  # not: of NaN no comparison holds
+        worst = difference.abs().argmax()
+        where = f", in number {worst + 1} of {len(found)}, where they differ most" if len(found) > 1 else ""
+        fail(f"expected {expected[worst]:.6g}, found {found[worst]:.6g}{where}", hint)
 
 
 @contextmanager
@@ -134,13 +134,10 @@ def hinted(hint):
         raise
 
 
-@contextmanager
-def untouched(network, whose):
-    """Fail if what stands inside changes a parameter, a buffer or a `.grad` of the network."""
+def check_unchanged(network, before, whose):
+    """Fail if a parameter, a buffer or a `.grad` of the network is not what it was, `before` a copy of state_dict()."""
     __tracebackhide__ = True
-    before = copy.deepcopy(network.state_dict())
     buffers = {name for name, _ in network.named_buffers()}
-    yield
     for name, tensor in network.state_dict().items():
         if not torch.equal(tensor, before[name]):
             fail(f"{whose} has another {name} than before", BUFFERS if name in buffers else PARAMETERS)
@@ -367,14 +364,14 @@ def test_step2_the_copy_remembers_the_teacher(pilot_update):
 def test_step2_without_dropout(pilot_update):
     student, teacher, batch, _ = network_case()
     student.train()
-    z_T = teacher.eval()(batch[0])
+    z_T = teacher.eval()(batch[0]).detach()
     one, other = (pilot_update(student, batch, z_T, PILOT_LR, loss=LOSS) for _ in range(2))
     agree(one, other, DROPOUT)
 
 
 def test_step2_batchnorm_sees_the_batch(pilot_update):
     student, teacher, batch, _ = network_case()
-    z_T = teacher.eval()(batch[0])
+    z_T = teacher.eval()(batch[0]).detach()
     one = pilot_update(student, batch, z_T, PILOT_LR, loss=LOSS)
     student[1].running_mean.fill_(17.0)
     agree(pilot_update(student, batch, z_T, PILOT_LR, loss=LOSS), one, BATCH_STATISTICS)
@@ -382,7 +379,7 @@ def test_step2_batchnorm_sees_the_batch(pilot_update):
 
 def test_step2_equals_a_plain_step_of_a_copy(pilot_update):
     student, teacher, batch, _ = network_case()
-    z_T = teacher.eval()(batch[0])
+    z_T = teacher.eval()(batch[0]).detach()
     expected = dict(plain_pilot(student, z_T, batch).named_parameters())
     found = pilot_update(student, batch, z_T, PILOT_LR, loss=LOSS)
     agree(
@@ -392,9 +389,10 @@ def test_step2_equals_a_plain_step_of_a_copy(pilot_update):
 
 def test_step2_leaves_the_student_alone(pilot_update):
     student, teacher, batch, _ = network_case()
-    z_T = teacher.eval()(batch[0])
-    with untouched(student.train(), "the student"):
-        pilot_update(student, batch, z_T, PILOT_LR, loss=LOSS)
+    z_T = teacher.eval()(batch[0]).detach()
+    before = copy.deepcopy(student.state_dict())
+    pilot_update(student.train(), batch, z_T, PILOT_LR, loss=LOSS)
+    check_unchanged(student, before, "the student")
 
 
 # ---------------------------------------------------------------- step 3: the quiz
@@ -403,7 +401,10 @@ def test_step2_leaves_the_student_alone(pilot_update):
 def test_step3_the_quiz_is_sat_by_the_copy(quiz_gradient):
     """At θ′_S = ln 3 the student's p is 3/4, so L_q = −ln 3/4 and v = p − 1 = −1/4."""
     student, _, _, quiz = scalar_case()
-    L_q, v = quiz_gradient(student, {"theta": torch.tensor([LN3], dtype=torch.float64)}, quiz)
+    with hinted(
+        "make leaves of θ′_S, by .detach().requires_grad_(): what comes in may have a graph, or no gradient at all."
+    ):
+        L_q, v = quiz_gradient(student, {"theta": torch.tensor([LN3], dtype=torch.float64)}, quiz)
     hint = "L_q = CE(f(x_q; θ′_S), y_q): at θ_S = 0, where the student itself stands, it would be ln 2."
     agree(L_q, math.log(4 / 3), hint)
     agree(v, {"theta": -0.25}, "v is the gradient of L_q at θ′_S: at θ_S = 0 it would be −1/2.")
@@ -429,8 +430,9 @@ def test_step3_equals_a_finite_difference(quiz_gradient):
 def test_step3_leaves_the_student_alone(quiz_gradient):
     student, _, _, quiz = network_case()
     theta = {name: theta.detach() for name, theta in network(4).named_parameters()}
-    with untouched(student.train(), "the student"):
-        quiz_gradient(student, theta, quiz)
+    before = copy.deepcopy(student.state_dict())
+    quiz_gradient(student.train(), theta, quiz)
+    check_unchanged(student, before, "the student")
 
 
 # ---------------------------------------------------------------- step 4: the meta-gradient by second order
@@ -450,13 +452,15 @@ def check_by_hand(meta_gradient, mode):
     agree(grads, torch.tensor([-3 / 8, -3 / 4]), hint)
 
 
-def check_untouched(meta_gradient, mode):
+def check_leaves_both_alone(meta_gradient, mode):
     """Neither network is changed, and the teacher is in eval mode."""
     __tracebackhide__ = True
     student, teacher, batch, quiz = network_case()
     settings = {"pilot_lr": PILOT_LR, "loss": LOSS, "mode": mode}
-    with untouched(student.train(), "the student"), untouched(teacher.train(), "the teacher"):
-        one = meta_gradient(student, teacher, batch, quiz, **settings)[1]
+    before = [copy.deepcopy(one.state_dict()) for one in (student, teacher)]
+    one = meta_gradient(student.train(), teacher.train(), batch, quiz, **settings)[1]
+    check_unchanged(student, before[0], "the student")
+    check_unchanged(teacher, before[1], "the teacher")
     agree(meta_gradient(student, teacher.train(), batch, quiz, **settings)[1], one, DROPOUT)
 
 
@@ -465,7 +469,7 @@ def test_step4_equals_the_values_worked_out_by_hand(meta_gradient):
 
 
 def test_step4_leaves_both_networks_alone(meta_gradient):
-    check_untouched(meta_gradient, "second_order")
+    check_leaves_both_alone(meta_gradient, "second_order")
 
 
 def test_step4_equals_a_finite_difference(meta_gradient):
@@ -481,7 +485,7 @@ def test_step5_equals_the_values_worked_out_by_hand(meta_gradient):
 
 
 def test_step5_leaves_both_networks_alone(meta_gradient):
-    check_untouched(meta_gradient, "jvp")
+    check_leaves_both_alone(meta_gradient, "jvp")
 
 
 def test_step5_equals_second_order(meta_gradient):
@@ -557,6 +561,16 @@ def test_step6_the_real_update_is_a_step_of_distillation(real_update):
     agree(dict(student.named_parameters()), dict(twin.named_parameters()), hint)
     hint = "BatchNorm's averages move here, by one forward pass."
     agree(dict(student.named_buffers()), dict(twin.named_buffers()), hint)
+
+
+def test_step6_the_real_update_is_no_lesson_for_the_teacher(real_update):
+    student, teacher, batch, _ = network_case()
+    before = copy.deepcopy(teacher.state_dict())
+    real_update(student, teacher, batch, sgd(student, 0.1), loss=LOSS)
+    if any(theta.grad is not None for theta in teacher.parameters()):
+        hint = "ask the teacher under torch.no_grad(): its .grad holds ∂L_S/∂θ_T, the wish to imitate the student."
+        fail("the teacher has something in .grad", hint)
+    check_unchanged(teacher, before, "the teacher")
 
 
 def test_step6_old_gradients_do_not_count(real_update):
@@ -722,6 +736,14 @@ def check(path):
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", "step", __file__]
     environment = os.environ | {"MINE": str(path), "PYTHONIOENCODING": "utf-8", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8").stdout
+
+
+def test_what_the_page_says_to_read_is_there():
+    page = (ROOT / "notebooks" / "exercise.md").read_text(encoding="utf-8")
+    to_read = re.findall(r"\*\*Then read\*\* (.*?)\.(?:\s|$)", page, re.DOTALL)
+    names = {name for sentence in to_read for name in re.findall(r"`(\w+)`", sentence)}
+    assert len(to_read) == 6 and {"kd_loss", "meta_step"} <= names
+    assert [name for name in names if not hasattr(metadistil, name) and not hasattr(train, name)] == []
 
 
 @pytest.mark.skipif(MINE is not None, reason="of the checks, not of a file")
