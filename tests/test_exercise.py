@@ -94,6 +94,32 @@ def metadistil_step(mine):
 # ---------------------------------------------------------------- how a test fails
 
 
+PARAMETERS = (
+    "write the new values into a dict of your own; nothing may be changed in place, no optimiser may step here."
+)
+BUFFERS = (
+    "a forward pass in train mode moves BatchNorm's running_mean: eval mode for the teacher; for the student in pilot "
+    "and quiz, hand functional_call clones of the buffers."
+)
+GRAD = "take gradients by torch.autograd.grad, which returns them; .backward() leaves them in .grad."
+CREATE_GRAPH = (
+    "θ′_S knows nothing of the teacher: was create_graph=True forgotten where the gradient of L_S is taken, or was the "
+    "teacher's output detached?"
+)
+TEACHER_PATH = (
+    "there is no way back to the teacher: was its output detached, or computed under torch.no_grad(), or was "
+    "create_graph=True forgotten (in the pilot; in mode jvp where ∂L_S/∂z_S is taken)?"
+)
+DROPOUT = (
+    "the same call gave two results, so dropout is on: the teacher has to be in eval mode, and in pilot and quiz "
+    "every module of the student but BatchNorm."
+)
+BATCH_STATISTICS = (
+    "BatchNorm used its running averages: in pilot and quiz it stays in train mode, with the statistics of the batch, "
+    "while all other modules are in eval mode."
+)
+
+
 def fail(what, hint):
     """Fail with what was found, and a hint."""
     __tracebackhide__ = True
@@ -112,11 +138,13 @@ def flat(values):
 def agree(found, expected, hint, tolerance=1e-9):
     """Fail unless the two agree to that relative tolerance."""
     __tracebackhide__ = True
-    if isinstance(expected, dict) and not (isinstance(found, dict) and set(found) == set(expected)):
-        fail(f"expected a dict with the keys {sorted(expected)}, found {found}", "one tensor by parameter name.")
+    if isinstance(expected, dict):
+        names = sorted(found) if isinstance(found, dict) else type(found).__name__
+        if names != sorted(expected):
+            fail(f"expected a dict with the keys {sorted(expected)}, found {names}", "one tensor by parameter name.")
     found, expected = flat(found), flat(expected)
     if found.shape != expected.shape:
-        fail(f"expected {len(expected)} numbers, found {len(found)}", hint)
+        fail(f"expected {len(expected)} number(s), found {len(found)}", hint)
     difference = found - expected
     if not difference.norm() <= tolerance * expected.norm() + 1e-12:  # not: of NaN no comparison holds
         worst = difference.abs().argmax()
@@ -143,32 +171,6 @@ def check_unchanged(network, before, whose):
             fail(f"{whose} has another {name} than before", BUFFERS if name in buffers else PARAMETERS)
     if any(theta.grad is not None for theta in network.parameters()):
         fail(f"{whose} has something in .grad", GRAD)
-
-
-PARAMETERS = (
-    "write the new values into a dict of your own; nothing may be changed in place, no optimiser may step here."
-)
-BUFFERS = (
-    "a forward pass in train mode moves BatchNorm's running_mean: eval mode for the teacher; for the student in pilot "
-    "and quiz, hand functional_call clones of the buffers."
-)
-GRAD = "take gradients by torch.autograd.grad, which returns them; .backward() leaves them in .grad."
-CREATE_GRAPH = (
-    "θ′_S knows nothing of the teacher: was create_graph=True forgotten where the gradient of L_S is taken, or was the "
-    "teacher's output detached?"
-)
-TEACHER_PATH = (
-    "there is no way back to the teacher: was its output detached, or computed under torch.no_grad(), or was "
-    "create_graph=True forgotten (in the pilot; in mode jvp where ∂L_S/∂z_S is taken)?"
-)
-DROPOUT = (
-    "the same call gave two results, so dropout is on: the teacher has to be in eval mode, and in pilot and quiz "
-    "every module of the student but BatchNorm."
-)
-BATCH_STATISTICS = (
-    "BatchNorm used its running averages: in pilot and quiz it stays in train mode, with the statistics of the batch, "
-    "while all other modules are in eval mode."
-)
 
 
 # ---------------------------------------------------------------- networks and oracles
@@ -707,12 +709,12 @@ MISTAKES = {
     "KL the other way round": Mistake(
         1, "not KL(p_S ‖ p_T)", "log_p_T.exp() * (log_p_T - log_p_S)", "log_p_S.exp() * (log_p_S - log_p_T)"
     ),
-    "T² forgotten": Mistake(1, "T² stands before the KL", "alpha * temperature**2 * kl", "alpha * kl"),
+    "T squared forgotten": Mistake(1, "T² stands before the KL", "alpha * temperature**2 * kl", "alpha * kl"),
     "create_graph forgotten": Mistake(
         2, "was create_graph=True forgotten", "list(theta_S.values()), create_graph=True", "list(theta_S.values())"
     ),
     "BatchNorm moved": Mistake(2, "hand functional_call clones of the buffers", "(theta, buffers)", "theta"),
-    "quiz at θ_S": Mistake(
+    "quiz at the old place": Mistake(
         3, "at θ_S = 0, where the student itself stands", "in theta_S_prime.items()", "in student.named_parameters()"
     ),
     "teacher detached": Mistake(
@@ -721,7 +723,7 @@ MISTAKES = {
     "second order in place of the jvp": Mistake(
         5, "take J_S v by torch.func.jvp", 'if mode == "second_order":', "if mode:"
     ),
-    "real update from θ′_S": Mistake(
+    "real update from the copy": Mistake(
         6,
         "θ′_S was the copy's",
         "    L_S = real_update(",
