@@ -30,7 +30,8 @@ import models
 from data import InputError, expect
 
 DEVICES = ["auto", "cpu"] + ["cuda"] * torch.cuda.is_available()
-# Under torchrun: which of how many processes this is. Each takes its part of every batch, and does all else alike.
+# Under torchrun: which of how many processes this is. Each takes its part of every batch, and does all else alike: it
+# scores what the first scores, for it would only wait meanwhile. The first alone prints and writes.
 SEVERAL = "TORCHELASTIC_RUN_ID" in os.environ
 RANK, RANKS = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if SEVERAL else (0, 1)
 SHOW_SECONDS = 5  # between two lines of progress
@@ -45,9 +46,9 @@ OPTIMIZERS = {
 
 
 def linear(step, total):
-    """Linear warm-up over the first tenth of the steps, then linear decay to zero."""
-    warmup = max(1, total // 10)
-    return min((step + 1) / warmup, (total - step) / max(1, total - warmup))
+    """A linear rise over the first tenth of the steps, then a linear fall to zero."""
+    rise = max(1, total // 10)
+    return min((step + 1) / rise, (total - step) / max(1, total - rise))
 
 
 def falls(step, total):
@@ -100,7 +101,7 @@ class Config:
     meta_grad: str = option("way to the meta-gradient", [*metadistil.MODES], heeded="learning")
     micro_batch: int = option("examples at a time in the teacher's backward pass [all]", COUNT, heeded="learning")
     meta_every: int = option("the teacher learns at every K-th step", COUNT, heeded="learning")
-    no_pilot: bool = option("ablation: the quiz is sat at θ_S", None, False, heeded="learning")
+    no_pilot: bool = option("ablation: the quiz is sat at θ_S (by the jvp)", None, False, heeded="learning")
     learn_quiz: bool = option("students train on the quiz's labels, too", None, False, heeded="learning")
     seeds: int = option("do everything with seeds 0 to N-1", COUNT, 1)
     device: str = option("auto: cuda where there is one", DEVICES, "auto")
@@ -109,8 +110,8 @@ class Config:
     log_every: int = option("steps between two lines of metrics.jsonl", COUNT, 50)
     checkpoint_seconds: float = option("seconds between two checkpoints", NOT_NEGATIVE, 60.0)
 
-    def load(self, seed: int) -> "data.Task":
-        """The task, split by the seed."""
+    def load(self, seed: int):
+        """The data.Task, split by the seed."""
         sizes = {"quiz_size": self.quiz_size, "train_size": self.train_size, "label_noise": self.label_noise}
         return data.load_task(self.task, self.data, seed=seed, **sizes)
 
@@ -205,6 +206,7 @@ def resolve(config: Config):
         if getattr(config, field.name) is None and field.name in defaults and heeds(config, field):
             setattr(config, field.name, defaults[field.name])
     config.data = task.data  # the reviews may stand in for the directory
+    expect("," not in config.student, f"--student {config.student}: expected one network")
     if config.data != data.BUILTIN:
         config.data = os.path.abspath(config.data)
     config.teacher, config.student = absolute(config.teacher), absolute(config.student)
@@ -218,7 +220,7 @@ def resolve(config: Config):
 
 
 def absolute(networks):
-    """The names of networks, with commas between; a path as an absolute one, so that the run can go on elsewhere."""
+    """The names of networks, with commas between; a path as an absolute one: a run may go on from another directory."""
     found = []
     for name in networks.split(","):
         is_path = name not in models.PRESETS and os.path.exists(name.replace("{seed}", "0"))
@@ -263,8 +265,8 @@ class Method(NamedTuple):
 
     teacher: str  # "none"; "fixed": it stays as it is; "learning": it has an optimiser, and each `meta_every`-th step
     quiz_labels: bool  # does the student train on the quiz's labels, too?
-    loss: Callable  # stage -> L_S, a function as metadistil has it
-    step: Callable  # (stage, batch, draw_quiz, log) -> L_S: one step after the warm-up
+    loss: Callable  # stage -> a function (student_outputs, teacher_outputs, labels) -> scalar; without a teacher None
+    step: Callable  # (stage, batch, draw_quiz, log) -> L_S: one step after the warm-up; log: None, or a dict of tensors
 
 
 def distil_step(stage, batch, draw_quiz, log):
@@ -290,7 +292,7 @@ def meta_step(stage, batch, draw_quiz, log):
 
 
 def step_without_pilot(stage, batch, draw_quiz, log):
-    """An ablation: the quiz is sat at θ_S instead of θ′_S, and λ only scales what the teacher hears. Then the student's
+    """An ablation: the quiz is sat at θ_S instead of θ′_S, and λ only scales the meta-gradient. Then the student's
     optimiser takes its step, with the teachers as they were; then they move."""
     config, student, teachers = stage.config, stage.student, stage.teachers
     theta_S = dict(student.named_parameters())
@@ -333,7 +335,8 @@ def patient_loss(stage):
     return loss
 
 
-# Which labels each student sees, and whether its teacher learns: the whole experiment is this table.
+# Which labels each student sees, and whether its teacher learns: the whole experiment is this table. (A teacher's own
+# training is the row of finetune.)
 METHODS = {
     "finetune": Method("none", quiz_labels=True, loss=logits_loss, step=distil_step),
     "kd": Method("fixed", quiz_labels=True, loss=logits_loss, step=distil_step),
@@ -344,8 +347,8 @@ METHODS = {
 
 
 def pkd_loss(student_states, teacher_states):
-    """Patient KD's second term: the squared distance of normalised hidden states (B, M, D), M layers of width D.
-    Sun et al. 2019, equation 7; the mean over B, M and D, as their code has it -> scalar."""
+    """Patient KD's second term: the squared distance of normalised hidden states (B, n, D), n layers of width D.
+    Sun et al. 2019, equation 7; the mean over B, n and D, as their code has it -> scalar."""
     h_S = nn.functional.normalize(student_states, dim=-1)
     h_T = nn.functional.normalize(teacher_states, dim=-1)
     return (h_S - h_T).square().mean()
@@ -374,7 +377,7 @@ def join():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     if RANK > 0:
-        sys.stdout = sys.stderr = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w")
 
 
 def from_first(value):
@@ -552,7 +555,7 @@ class Stage:
         self.context, self.name, self.config, self.task = context, name, context.config, context.task
         self.quiz_loss = metadistil.hard_loss if self.task.label_names else squared_loss
         self.teachers, self.teacher_optimizer = [], None
-        self.epoch = None  # whose batches are drawn
+        self.times_through = None  # the data; of which the batches are drawn
         config, role = self.config, name if name in context.sources else "student"
         self.student = context.network(role)
         if role == "student":
@@ -610,26 +613,28 @@ class Stage:
         sees_quiz_labels = self.method.quiz_labels or self.config.learn_quiz
         if not sees_quiz_labels:
             lengths = lengths[: len(self.task.train)]
-        epoch, place = divmod(k, -(-len(lengths) // batch_size))
-        if self.epoch != epoch:
-            self.epoch, self.batches = epoch, data.batches_of(lengths, batch_size, context.seed, epoch)
+        # All students take as many steps. Who does not see the quiz's labels is sooner through the data, and begins anew.
+        times_through, place = divmod(k, -(-len(lengths) // batch_size))
+        if self.times_through != times_through:
+            self.times_through = times_through
+            self.batches = data.batches_of(lengths, batch_size, context.seed, times_through)
         return context.batch(own_part(self.batches[place]), k)
 
     def step(self, k, log):
         """Step k -> L_S."""
         config, since_warmup = self.config, k - self.warmup_steps
         set_rate(self.student_optimizer, self.rate * SCHEDULES[config.schedule](k, self.total))
-        batch, quiz = self.batch(k), functools.partial(self.context.quiz, k)
+        batch, draw_quiz = self.batch(k), functools.partial(self.context.quiz, k)
         if since_warmup < 0:  # the student learns from labels alone
             return metadistil.real_update(self.student, [], batch, self.student_optimizer, self.loss)
         if self.method.teacher != "learning":
-            return self.method.step(self, batch, quiz, log)
+            return self.method.step(self, batch, draw_quiz, log)
         if since_warmup % config.meta_every:  # the teacher stays as it is
-            return distil_step(self, batch, quiz, log)
+            return distil_step(self, batch, draw_quiz, log)
         share = SCHEDULES[config.teacher_schedule](since_warmup, self.total - self.warmup_steps)
         set_rate(self.teacher_optimizer, config.teacher_lr * share)
         step = step_without_pilot if config.no_pilot else self.method.step
-        return step(self, batch, quiz, log)
+        return step(self, batch, draw_quiz, log)
 
 
 def set_rate(optimizer, rate):
@@ -651,7 +656,10 @@ def take(context: Seed, name, journal):
     noted, last_saved, last_shown = {}, time.monotonic(), -np.inf  # noted: losses and dev scores
     for k in range(state["step"], stage.total):
         started = time.perf_counter()
-        log = {} if k % config.log_every == 0 or k + 1 == stage.total else None
+        due = (
+            k - stage.warmup_steps
+        ) % config.log_every == 0  # so counted, the teacher learns at steps that are logged
+        log = {} if due or k + 1 == stage.total else None
         loss = stage.step(k, log).item()
         entry = {"seed": context.seed, "stage": name, "step": k + 1}
         expect(np.isfinite(loss), f"{entry}: expected a finite loss, found {loss}; try a tenth of the rates")
@@ -664,7 +672,7 @@ def take(context: Seed, name, journal):
         if not left:
             scores = {title: context.scores(learner, "dev") for title, learner in stage.learners.items()}
             journal["log"].append(entry | {"epoch": epoch, "scores": scores})
-            noted |= {title.split()[0]: next(iter(found.values())) for title, found in scores.items()}
+            noted |= {stage.learners[title].role: next(iter(found.values())) for title, found in scores.items()}
         now, last = time.monotonic(), k + 1 == stage.total
         if last or now - last_shown >= SHOW_SECONDS:
             show(f"seed {context.seed} {name}", stage.total, state, noted)
@@ -717,6 +725,8 @@ def check_round_trip(network: nn.Module):
 
 def show(what, total, state, noted):
     """Print the progress."""
+    if RANK > 0:
+        return
     left = state["seconds"] / state["step"] * (total - state["step"])
     line = f"{what:<18} step {state['step']}/{total}"
     for name, value in noted.items():
@@ -742,8 +752,9 @@ def write_whole(path: Path, content):
 
 
 def save_journal(config: Config, journal):
-    """Write metrics.jsonl and the checkpoint, so that nothing done is lost. The journal: configuration, number of
-    stages done, results ({title: [a dict for each seed]}), log, and the state of the stage under way."""
+    """Write metrics.jsonl and the checkpoint, the journal: format, configuration, check sums of what the run reads, number
+    of processes, number of stages done, results ({title: [a dict for each seed]}), log, and of the stage under way, if
+    there is one, the step, its seconds and `Stage.state`."""
     out = Path(config.out)
     lines = [json.dumps(entry) + "\n" for entry in journal["log"]]
     write_whole(out / "metrics.jsonl", "".join(lines))
@@ -764,7 +775,7 @@ def pearson(predictions, labels):
     return 0.0 if constant else float(np.corrcoef(predictions, labels)[0, 1])
 
 
-def ranks(values):
+def ranked(values):
     """Ranks (N,) from 1; ties share the mean of theirs."""
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[places]
@@ -775,7 +786,7 @@ METRICS = {  # of predictions p (N,) and labels y (N,)
     "f1": lambda p, y: float(2 * (p * y).sum() / max(1, (p + y).sum())),  # of class 1; 0 without any hit
     "matthews": pearson,
     "pearson": pearson,
-    "spearman": lambda p, y: pearson(ranks(p), ranks(y)),
+    "spearman": lambda p, y: pearson(ranked(p), ranked(y)),
 }
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # of Student's t, 97.5%, 1 to 9 degrees
 
@@ -844,7 +855,9 @@ def run(config: Config, journal: dict | None = None) -> Run:
     """A whole run, or by its journal the rest of one. Raises InputError, CheckpointError; after Ctrl-C, when
     everything up to the last checkpoint is saved, KeyboardInterrupt."""
     begins = journal is None
-    config = resolve(config) if begins else config
+    if begins:
+        config = resolve(config)
+    check(config)
     of_seed = functools.lru_cache(1)(functools.partial(Seed, config))
     names = list(dict.fromkeys([*list(config.sources(0))[1:], *config.methods.split(",")]))
     reads = depends_on(config)
@@ -936,7 +949,8 @@ def load(path) -> Trained:
 
 
 def load_all(out) -> dict[str, Trained]:
-    """{title: Trained} of the networks that a run has saved for seed 0, teachers first. Raises InputError."""
+    """{title: Trained} of the networks that a run has saved for seed 0, teachers first. Raises InputError,
+    CheckpointError."""
     paths = list(Path(out, "seed0").glob("*.pt"))
     expect(paths, f"{out}: expected a run with a trained network, found none; start one, or --resume it")
     paths.sort(key=lambda path: ("student" in path.stem, "after" in path.stem, path))
@@ -992,20 +1006,22 @@ def main(arguments: list[str] | None = None):
             out = run(*read_journal(given["resume"])).out
         else:
             out = run(Config(**given)).out
+        if RANK > 0:
+            return
         with contextlib.suppress(ImportError, FileNotFoundError):  # no matplotlib, or no such script: no curves
             runpy.run_path(str(Path(__file__).with_name("notebooks") / "curves.py"))["draw"](out)
     except (InputError, models.CheckpointError, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        if RANK == 0:
+            print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         print(f"\n{str(stop) or 'stopped'}", file=sys.stderr)
         sys.exit(130)
     except RuntimeError as error:
-        if not SEVERAL:
+        lost = isinstance(error, distributed.DistError) or "gloo" in str(error)
+        if not lost:
             raise
-        print(
-            f"train.py: another process has ended ({str(error).splitlines()[0]}); to go on: --resume", file=sys.stderr
-        )
+        print("train.py: another process has ended; to go on: the same torchrun, with --resume", file=sys.stderr)
         sys.exit(2)
 
 

@@ -315,7 +315,7 @@ def test_metrics_worked_by_hand():
     assert scores["accuracy"] == pytest.approx(4 / 6) and scores["f1"] == pytest.approx(2 / 3)
     assert scores["matthews"] == pytest.approx(1 / 3)
     assert train.pearson(np.array([1.0, 2, 3]), np.array([1.0, 2, 9])) == pytest.approx(8 / math.sqrt(2 * 38))
-    assert train.ranks(np.array([5.0, 1, 5, 3])).tolist() == [3.5, 1, 3.5, 2]
+    assert train.ranked(np.array([5.0, 1, 5, 3])).tolist() == [3.5, 1, 3.5, 2]
     # ranks (1, 2.5, 2.5, 4) against (1, 2, 3, 4): 4.5 / √(4.5 · 5)
     found = train.METRICS["spearman"](np.array([0.1, 7, 7, 8]), np.array([1.0, 2, 3, 4]))
     assert found == pytest.approx(4.5 / math.sqrt(4.5 * 5))
