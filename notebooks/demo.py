@@ -14,6 +14,7 @@ import hashlib
 import html
 import http.server
 import json
+import os
 import re
 import struct
 import sys
@@ -40,7 +41,7 @@ STYLE = """
 :root { color-scheme: light dark; --bar: light-dark(#0072b2, #4ea3de); --soft: light-dark(#57606a, #a8b1bd);
   --line: light-dark(#d0d7de, #444c56); --more: light-dark(#17692f, #7ddc95); --less: light-dark(#a52730, #ff9a9a); }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 64rem; font: 1rem/1.5 system-ui, sans-serif; }
+body { margin: 0 auto; padding: 1rem; max-width: 68rem; font: 1rem/1.5 system-ui, sans-serif; }
 p, caption, li { overflow-wrap: anywhere; }
 h1, h2 { font-size: 1.4rem; line-height: 1.2; margin: 0.5rem 0; }
 h2 { font-size: 1.1rem; }
@@ -58,11 +59,11 @@ ul { list-style: none; margin: 0; padding: 0; }
 caption, small { text-align: left; color: var(--soft); }
 table { width: 100%; border-collapse: collapse; }
 th, td { text-align: left; vertical-align: top; padding: 0.4rem 0.75rem 0.4rem 0; border-top: 1px solid var(--line); }
-.number, thead th:nth-last-child(-n + 3) { text-align: right; font-variant-numeric: tabular-nums; }
+.number, thead th:nth-last-child(-n + 3) { text-align: right; white-space: nowrap; }
 .after th, .after td { border: 0; padding-top: 0; }
 td:has(ul) { width: 42%; }
 td small { display: block; }
-td li { display: grid; grid-template-columns: 27% minmax(2rem, 1fr) 3.5rem 4rem; gap: 0.5rem; align-items: center; }
+td li { display: grid; grid-template-columns: 25% minmax(2rem, 1fr) 3.5rem 4.5rem; gap: 0.5rem; align-items: center; }
 .track { position: relative; height: 0.8rem; background: var(--line); }
 .fill, .mark { position: absolute; inset: 0 auto 0 0; background: var(--bar); }
 .mark { width: 3px; margin: -3px -1px; background: CanvasText; }
@@ -95,7 +96,7 @@ function add(parent, tag, text = "", attributes = {}) {
   return element;
 }
 
-async function ask(question, caption) {
+async function ask(question, caption) {  // the texts, or a picture's number
   const number = ++latest;
   status.textContent = "";
   let answer;
@@ -158,13 +159,13 @@ function showTokens({models, tokens, is_cut}) {
 document.querySelector("form")?.addEventListener("submit", event => {
   event.preventDefault();
   const texts = [...document.querySelectorAll("input")].map(input => input.value);
-  ask({texts}, texts.map(text => `“${text}”`).join(" and "));
+  ask(texts, texts.map(text => `“${text}”`).join(" and "));
 });
 
 const buttons = document.querySelectorAll("#gallery button");
 buttons.forEach((button, picture) => button.addEventListener("click", () => {
   buttons.forEach(other => other.setAttribute("aria-pressed", other === button));
-  ask({picture}, `Picture ${picture + 1}; its true class: ${button.textContent}`);
+  ask(picture, `Picture ${picture + 1}; its true class: ${button.textContent}`);
 }));
 """
 
@@ -205,8 +206,8 @@ Times smaller: than the first teacher. Milliseconds: of this answer, on this com
 def form(fields):
     """One field, or two for pairs of texts, and a button, as HTML."""
     names = ["Text"] if fields == 1 else ["First text", "Second text"]
-    inputs = [f'<label><b>{name}</b><input required autocomplete="off" spellcheck="false"></label>' for name in names]
-    inputs[0] = inputs[0].replace("<input ", "<input autofocus ")
+    about = 'required autofocus autocomplete="off" spellcheck="false"'
+    inputs = [f"<label><b>{name}</b><input {about}></label>" for name in names]
     return "\n".join(["<form>", *inputs, "<button>Predict</button>", "</form>"])
 
 
@@ -268,20 +269,17 @@ class Demo:
         self.answer(("a",) * self.fields if self.fields else self.pictures.examples[0])  # the first time is slow
 
     def example(self, question):
-        """(texts or a picture, its true label or None) of {"texts": [...]} or {"picture": number}. Raises Refused."""
-        question = question if isinstance(question, dict) else {}
+        """(texts or a picture, its true label or None) of a list of texts, or of a picture's number. Raises Refused."""
         if self.pictures:
-            number, most = question.get("picture"), len(self.pictures) - 1
-            if type(number) is not int or not 0 <= number <= most:
+            most = len(self.pictures) - 1
+            if type(question) is not int or not 0 <= question <= most:
                 raise Refused(400, f"expected a picture's number from 0 to {most}")
-            return self.pictures.examples[number], self.labels[self.pictures.labels[number]]
-        texts = question.get("texts")
-        if not isinstance(texts, list) or len(texts) != self.fields:
-            raise Refused(400, f"expected a list of texts, one for each of the {self.fields} fields")
-        if not all(isinstance(text, str) and text.strip() for text in texts):
-            raise Refused(400, "expected a text that is not empty")
+            return self.pictures.examples[question], self.labels[self.pictures.labels[question]]
+        fits = isinstance(question, list) and len(question) == self.fields
+        if not fits or not all(isinstance(text, str) and text.strip() for text in question):
+            raise Refused(400, f"expected texts that are not empty, one for each field: {self.fields}")
         # JSON can hold half a surrogate pair, which is no character: it becomes a question mark.
-        return tuple(text.encode("utf-8", "replace").decode() for text in texts), None
+        return tuple(text.encode("utf-8", "replace").decode() for text in question), None
 
     def answer(self, example, truth=None):
         """What the page shows: {"models": a row for each, "tokens": a line for each way to cut, "summary": a line}."""
@@ -295,23 +293,26 @@ class Demo:
             row["is_after"] = teacher in before
             rows.append(row | compared(label, probabilities, before.get(teacher), truth))
             before.setdefault(teacher, (label, probabilities))
+        return {"models": rows, "tokens": self.tokens(example) if self.fields else [], "summary": self.summary(rows)}
+
+    def summary(self, rows):
+        """The predictions in one line."""
         predictions = [row["prediction"] for row in rows]
-        if self.labels:
-            counts = collections.Counter(predictions).most_common()
-            summary = ", ".join(f"{label}: {count} of {len(rows)} models" for label, count in counts)
-        else:
-            summary = f"scores from {min(predictions, key=float)} to {max(predictions, key=float)}"
-        return {"models": rows, "tokens": self.tokens(example) if self.fields else [], "summary": summary}
+        if not self.labels:
+            return f"scores from {min(predictions, key=float)} to {max(predictions, key=float)}"
+        counts = collections.Counter(predictions).most_common()
+        return ", ".join(f"{label}: {count} of {len(rows)} models" for label, count in counts)
 
     def tokens(self, texts):
-        """[{"models": titles, "tokens": [(token, is it unknown?)], "is_cut": bool}]: models that cut alike share one."""
+        """How the texts are cut up, [{"models": titles, "tokens": [(token, is it unknown?)], "is_cut": bool}]. Models
+        that cut alike share one."""
         titles = collections.defaultdict(list)
         for model in self.models:
             titles[cut_up(model, texts)].append(model.title)
-        return [
-            {"models": ", ".join(of_these), "tokens": tokens, "is_cut": is_cut}
-            for (tokens, is_cut), of_these in titles.items()
-        ]
+        cuts = []
+        for (tokens, is_cut), those in titles.items():
+            cuts.append({"models": ", ".join(those), "tokens": tokens, "is_cut": is_cut})
+        return cuts
 
 
 def teacher_of(title):
@@ -325,7 +326,8 @@ def place_in_table(title):
 
 
 def compared(label, probabilities, before, truth):
-    """A row's prediction, notes and bars. `before`: (label, probabilities) of the teacher before its lessons, or None."""
+    """A row's prediction, notes and bars. `before`: what the teacher's row before said, (label, probabilities), or
+    None."""
     notes = ["right" if label == truth else "wrong"] if truth else []
     if before and before[0] != label:
         notes.append(f"before: {before[0] if probabilities else f'{before[0]:.2f}'}")
@@ -433,9 +435,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise Refused(400, "expected JSON") from None
 
     def reply(self, path, kind, content):
-        """Send what `content` returns; or {"error": ...} if it refuses, or if another path or another host was asked."""
+        """Send what `content` returns; or {"error": ...} if it refuses, or if another path or host was asked."""
         try:
-            # A page from elsewhere can give its own name this computer's address, but not hide that name.
+            # A site may give its own name this computer's address (DNS rebinding). Then the browser sends that name.
             if self.headers.get("Host") not in self.server.hosts:
                 raise Refused(403, f"expected the host {' or '.join(self.server.hosts)}")
             if self.path != path:
@@ -480,7 +482,7 @@ def main(arguments=None):
         print(f"demo.py: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        os._exit(130)  # at once: in an orderly end, a thread that still answers can make the process abort
 
 
 if __name__ == "__main__":
