@@ -59,7 +59,8 @@ ul { list-style: none; margin: 0; padding: 0; }
 caption, small { text-align: left; color: var(--soft); }
 table { width: 100%; border-collapse: collapse; }
 th, td { text-align: left; vertical-align: top; padding: 0.4rem 0.75rem 0.4rem 0; border-top: 1px solid var(--line); }
-.number, thead th:nth-last-child(-n + 3) { text-align: right; white-space: nowrap; }
+.number, thead th:nth-last-child(-n + 3) { text-align: right; }
+.number { white-space: nowrap; }
 .after th, .after td { border: 0; padding-top: 0; }
 td:has(ul) { width: 42%; }
 td small { display: block; }
@@ -70,7 +71,7 @@ td li { display: grid; grid-template-columns: 25% minmax(2rem, 1fr) 3.5rem 4.5re
 .tokens li { display: inline-block; max-width: 18rem; margin: 0 0.3rem 0.3rem 0; padding: 0 0.4rem; white-space: nowrap;
   overflow: hidden; text-overflow: ellipsis; border: 1px solid var(--line); font-family: ui-monospace, monospace; }
 .tokens .unknown { border: 2px dashed var(--less); }
-@media (max-width: 46rem) {
+@media (max-width: 52rem) {
   table, caption, tbody, tr, tbody th, td { display: block; }
   thead { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
   tr { border-top: 1px solid var(--line); padding: 0.5rem 0; }
@@ -83,7 +84,7 @@ td li { display: grid; grid-template-columns: 25% minmax(2rem, 1fr) 3.5rem 4.5re
 
 SCRIPT = """
 "use strict";
-const status = document.querySelector("#status"), results = document.querySelector("#results");
+const summary = document.querySelector("#status"), results = document.querySelector("#results");
 const columns = [...document.querySelectorAll("thead th")].map(header => header.textContent);
 const percent = p => (100 * p).toFixed(1) + "%";
 let latest = 0;  // the number of the latest question
@@ -98,7 +99,7 @@ function add(parent, tag, text = "", attributes = {}) {
 
 async function ask(question, caption) {  // the texts, or a picture's number
   const number = ++latest;
-  status.textContent = "";
+  summary.textContent = "";
   let answer;
   try {
     answer = await (await fetch("/predict", {method: "POST", body: JSON.stringify(question)})).json();
@@ -106,8 +107,8 @@ async function ask(question, caption) {  // the texts, or a picture's number
     answer = {error: "No answer. Does demo.py still run?"};
   }
   if (number !== latest) return;  // a later question has been asked meanwhile
-  status.textContent = answer.error || answer.summary;
-  status.className = answer.error ? "error" : "";
+  summary.textContent = answer.error || answer.summary;
+  summary.className = answer.error ? "error" : "";
   results.hidden = Boolean(answer.error);
   if (answer.error) return;
   results.querySelector("caption").textContent = caption;
@@ -206,7 +207,7 @@ Times smaller: than the first teacher. Milliseconds: of this answer, on this com
 def form(fields):
     """One field, or two for pairs of texts, and a button, as HTML."""
     names = ["Text"] if fields == 1 else ["First text", "Second text"]
-    about = 'required autofocus autocomplete="off" spellcheck="false"'
+    about = 'required autofocus maxlength="10000" autocomplete="off" spellcheck="false"'  # two fit in LONGEST_BODY
     inputs = [f"<label><b>{name}</b><input {about}></label>" for name in names]
     return "\n".join(["<form>", *inputs, "<button>Predict</button>", "</form>"])
 
@@ -254,15 +255,16 @@ class PictureModel:
 
 
 class Demo:
-    """The trained networks of a run, and what they say. Raises InputError, CheckpointError."""
+    """The trained networks of a run, and what they say. Raises InputError, CheckpointError, OSError."""
 
     def __init__(self, run):
         self.run = run
         self.config, _ = train.read_journal(run)
         data.expect(self.config.task in data.TASKS, f"{run}: expected a run on one of {', '.join(data.TASKS)}")
-        self.fields = len(data.TASKS[self.config.task].texts)  # 0: the networks read pictures
-        trained = train.load_all(run) if self.fields else load_pictures(run, self.config)
-        self.pictures = None if self.fields else some_pictures(self.config)
+        files = data.TASKS[self.config.task]
+        self.fields, folder = len(files.texts), Path(self.config.data, files.folder)
+        trained = train.load_all(run) if self.fields else load_pictures(run, folder)
+        self.pictures = None if self.fields else some_pictures(folder)  # a task of pictures has no field of text
         self.models = [trained[title] for title in sorted(trained, key=place_in_table)]
         self.labels = self.models[0].labels
         self.sizes = [sum(theta.numel() for theta in model.network.parameters()) for model in self.models]
@@ -353,20 +355,21 @@ def cut_up(model, texts):
     return tuple(tokens), bool(encoding.overflowing)
 
 
-def load_pictures(run, config):
-    """{title: PictureModel} of the networks that a run has saved for seed 0. Raises InputError."""
+def load_pictures(run, folder):
+    """{title: PictureModel} of the networks that a run has saved for seed 0; classes are named as in the data's folder.
+    Raises InputError."""
     found = [PictureModel(path) for path in Path(run, "seed0").glob("*.pt")]
     data.expect(found, f"{run}: expected a run with a trained network, found none; start one, or --resume it")
-    file = Path(config.data, data.TASKS[config.task].folder, "fine_label_names.txt")
+    file = folder / "fine_label_names.txt"
     names = file.read_text(encoding="utf-8").replace("_", " ").splitlines() if file.is_file() else []
     for model in found:
         model.labels = names if len(names) == len(model.labels) else model.labels
     return {model.title: model for model in found}
 
 
-def some_pictures(config):
-    """A random GALLERY_SIZE of the test set, the same each time. Raises InputError."""
-    test = data.load_task(config.task, config.data).test
+def some_pictures(folder):
+    """A random GALLERY_SIZE of the test set, the same each time. Raises InputError, OSError."""
+    test = data.read_pictures(folder / "test.bin", "test")
     return test[np.random.default_rng(0).permutation(len(test))[:GALLERY_SIZE]]
 
 
@@ -427,7 +430,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not re.fullmatch("[0-9]{1,15}", length):
             raise Refused(400, "expected a Content-Length")
         if int(length) > LONGEST_BODY:
-            self.rfile.read(min(int(length), 16 * LONGEST_BODY))  # a browser reads no answer while it writes
             raise Refused(413, f"expected at most {LONGEST_BODY:,} bytes, found {int(length):,}")
         try:
             return json.loads(self.rfile.read(int(length)))
