@@ -71,7 +71,7 @@ td li { display: grid; grid-template-columns: 25% minmax(2rem, 1fr) 3.5rem 4.5re
 .tokens li { display: inline-block; max-width: 18rem; margin: 0 0.3rem 0.3rem 0; padding: 0 0.4rem; white-space: nowrap;
   overflow: hidden; text-overflow: ellipsis; border: 1px solid var(--line); font-family: ui-monospace, monospace; }
 .tokens .unknown { border: 2px dashed var(--less); }
-@media (max-width: 52rem) {
+@media (max-width: 60rem) {
   table, caption, tbody, tr, tbody th, td { display: block; }
   thead { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
   tr { border-top: 1px solid var(--line); padding: 0.5rem 0; }
@@ -255,7 +255,7 @@ class PictureModel:
 
 
 class Demo:
-    """The trained networks of a run, and what they say. Raises InputError, CheckpointError, OSError."""
+    """The trained networks of a run, and what they say. Raises InputError, CheckpointError."""
 
     def __init__(self, run):
         self.run = run
@@ -368,7 +368,8 @@ def load_pictures(run, folder):
 
 
 def some_pictures(folder):
-    """A random GALLERY_SIZE of the test set, the same each time. Raises InputError, OSError."""
+    """A random GALLERY_SIZE of the test set, the same each time. Raises InputError."""
+    data.expect((folder / "test.bin").is_file(), f"{folder / 'test.bin'}: expected the pictures of the run there")
     test = data.read_pictures(folder / "test.bin", "test")
     return test[np.random.default_rng(0).permutation(len(test))[:GALLERY_SIZE]]
 

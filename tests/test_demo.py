@@ -557,7 +557,7 @@ def test_in_a_browser_pictures_by_the_keyboard(flowers, serve, browser):
     assert not browser.get_log("browser")
 
 
-@pytest.mark.parametrize("width", [320, 840])
+@pytest.mark.parametrize("width", [320, 970])
 def test_in_a_browser_nothing_is_wider_than_the_screen(reviews, pairs, flowers, serve, browser, width):
     for run in (reviews, pairs, flowers):
         visit(browser, serve(run), width)
