@@ -453,6 +453,11 @@ def poke():
 
 
 FOLLOW = """
+<style>
+  /* JupyterLab lets a picture without a width of its own shrink to nothing. */
+  #nine-parts .animation { display: block; text-align: left; }
+  #nine-parts img { width: 1100px; max-width: 100%; }
+</style>
 <script>
 (function () {
   /* Light the row of the part that the player shows. */
@@ -489,7 +494,7 @@ def player() -> HTML:
 
 
 def standing_alone(film: str) -> str:
-    """matplotlib's player, its icons as letters instead of a font from the net, its pictures in 128 colours."""
+    """matplotlib's player, its icons as letters instead of a font from the net, its pictures in 256 colours."""
     film = re.sub(r"<link[^>]*>", "", film)
     film = re.sub(r'<i class="fa fa-([a-z -]+)"></i>', lambda found: ICONS[found[1]], film)
     return re.sub(
@@ -498,10 +503,10 @@ def standing_alone(film: str) -> str:
 
 
 def in_few_colours(png: str) -> str:
-    """A PNG file in base64 -> the same with 128 colours, half the size."""
+    """A PNG file in base64 -> the same with 256 colours, half the size."""
     picture = Image.open(io.BytesIO(base64.b64decode(re.sub(r"[\\\n]", "", png)))).convert("RGB")
     file = io.BytesIO()
-    picture.quantize(128, dither=Image.Dither.NONE).save(file, "png", optimize=True)
+    picture.quantize(256, dither=Image.Dither.NONE).save(file, "png", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 
 
