@@ -454,7 +454,7 @@ def poke():
 
 FOLLOW = """
 <style>
-  /* JupyterLab lets a picture without a width of its own shrink to nothing. */
+  /* A picture without a width of its own can shrink to nothing. */
   #nine-parts .animation { display: block; text-align: left; }
   #nine-parts img { width: 1100px; max-width: 100%; }
 </style>
@@ -494,12 +494,14 @@ def player() -> HTML:
 
 
 def standing_alone(film: str) -> str:
-    """matplotlib's player, its icons as letters instead of a font from the net, its pictures in 256 colours."""
+    """matplotlib's player: its icons as letters instead of a font from the net, its pictures in 256 colours, and the
+    first of them there from the beginning, for places that run no script."""
     film = re.sub(r"<link[^>]*>", "", film)
     film = re.sub(r'<i class="fa fa-([a-z -]+)"></i>', lambda found: ICONS[found[1]], film)
-    return re.sub(
-        r"(data:image/png;base64,)([A-Za-z0-9+/=\\\n]+)", lambda found: found[1] + in_few_colours(found[2]), film
-    )
+    picture = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=\\\n]+)")
+    film = picture.sub(lambda found: f"data:image/png;base64,{in_few_colours(found[1])}", film)
+    first = picture.search(film)[0]
+    return film.replace("<img ", f'<img src="{first}" alt="One step of MetaDistil" ', 1)
 
 
 def in_few_colours(png: str) -> str:
