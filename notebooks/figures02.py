@@ -107,7 +107,7 @@ def tangent(tips, quiz_losses, velocity, v, slope_at):
         draw.note(left, words, end, offset, fontsize=15, color=colour)
     draw.dot(left, tip)
     draw.note(left, r"$\theta'_S$", tip, (-28, 8), fontsize=15)
-    left.set(title="The tip moves away from the light")
+    left.set(title="A larger angle takes the tip uphill")
     right.plot(DEGREES, quiz_losses, color=draw.INK, lw=2.5)
     for degrees, reach in ((20, 32), (160, 55), (285, 32)):
         run = torch.tensor([-reach, reach])

@@ -15,7 +15,7 @@ def product(M, v, meta_gradient, lam):
     draw.heat(axes[0, 0], v[None], ["$v$"], [""] * 5, size=14)
     axes[0, 0].set_title("what the quiz wants: $v$")
     draw.heat(axes[1, 0], M, TEACHER, STUDENT, digits=3, size=13)
-    axes[1, 0].set_title(r"how the step bends: $M = \partial^2 L_S/\partial\theta_T\,\partial\theta_S$")
+    axes[1, 0].set_title(r"how the teacher changes the step: $M = \partial^2 L_S/\partial\theta_T\,\partial\theta_S$")
     draw.heat(axes[1, 1], M * v, TEACHER, STUDENT, digits=3, size=13)
     axes[1, 1].set_title(r"each column times its $v$: $M\,\mathrm{diag}(v)$")
     draw.heat(axes[1, 2], meta_gradient[:, None], None, [rf"× $-\lambda$ ($-${lam:g})"], digits=3, size=13)
@@ -24,7 +24,7 @@ def product(M, v, meta_gradient, lam):
     axes[1, 1].set(xlabel="student parameter")
     for ax in (axes[0, 1], axes[0, 2]):
         ax.axis("off")
-    axes[0, 1].text(0, 0.5, "A large entry of $v$ makes its column count,\na small one silences it.", fontsize=14,
+    axes[0, 1].text(0, 0.5, "A large entry of $v$ makes its column count.\nA small one makes it disappear.", fontsize=14,
                     va="center", transform=axes[0, 1].transAxes)  # fmt: skip
     for ax in axes.flat:
         ax.tick_params(labelsize=14)
@@ -220,6 +220,6 @@ def costs(parts, kept):
         right.text(
             megabytes.argmax(), megabytes.max() + 0.3, f"{name}: {megabytes.max():.1f}", ha="center", fontsize=14
         )
-    right.set(title="memory: jvp needs less", xlabel="tensors put by or let go, in order",
+    right.set(title="memory: jvp needs less", xlabel="tensors kept or released, in order",
               ylabel="MB kept for backward passes", ylim=(0, 15))  # fmt: skip
     plt.show()

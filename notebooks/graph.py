@@ -96,7 +96,7 @@ def way(nodes: list[Node], leaf: Tensor) -> list[Node]:
 
 
 class Kept:
-    """A tensor that autograd has put by; it tells its ledger when it comes and when it goes."""
+    """A tensor that autograd keeps; it tells its ledger when it comes and when it goes."""
 
     def __init__(self, ledger, tensor):
         self.ledger, self.tensor, self.key = ledger, tensor.detach(), tensor.untyped_storage().data_ptr()
@@ -121,7 +121,7 @@ class Ledger:
             self.history.append(self.history[-1] + change * nbytes)
 
     def pack(self, tensor):
-        """What autograd stores in place of a tensor that it puts by."""
+        """What autograd stores in place of a tensor that it keeps."""
         return tensor if tensor.untyped_storage().data_ptr() in self.given else Kept(self, tensor)
 
     def unpack(self, kept):
