@@ -118,7 +118,7 @@ def heat(ax, matrix, rows=None, columns=None, digits=2, size=11, least=0.0):
     limit = max(np.abs(matrix).max(), 1e-12)
     ax.imshow(matrix, cmap=SIGNED, vmin=-limit, vmax=limit, aspect="auto")
     for i, j in np.argwhere(np.abs(matrix) >= least):
-        ink = "white" if abs(matrix[i, j]) > 0.5 * limit else INK
+        ink = "white" if abs(matrix[i, j]) > 0.6 * limit else INK
         ax.text(j, i, signed(matrix[i, j], digits), ha="center", va="center", fontsize=size, color=ink)
     ax.set_xticks(range(matrix.shape[1]), columns or [""] * matrix.shape[1])
     ax.set_yticks(range(matrix.shape[0]), rows or [""] * matrix.shape[0])

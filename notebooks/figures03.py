@@ -24,8 +24,8 @@ def product(M, v, meta_gradient, lam):
     axes[1, 1].set(xlabel="student parameter")
     for ax in (axes[0, 1], axes[0, 2]):
         ax.axis("off")
-    axes[0, 1].text(0, 0.5, "A large entry of $v$ makes its column count.\nA small one makes it disappear.", fontsize=14,
-                    va="center", transform=axes[0, 1].transAxes)  # fmt: skip
+    words = "A large entry of $v$ makes its column count.\nA small one makes it disappear."
+    axes[0, 1].text(0, 0.5, words, fontsize=14, va="center", transform=axes[0, 1].transAxes)
     for ax in axes.flat:
         ax.tick_params(labelsize=14)
     plt.show()
