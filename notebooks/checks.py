@@ -6,6 +6,9 @@ The solutions stand in solutions.md.
 import torch
 
 HINTS = {  # by exercise, "2.1" for the first of notebook 02
+    "1.1": "the ratio of two probabilities is exp((z_j − z_k) / T). Set it to one half, and solve for T.",
+    "1.2": "at T = 1 it rests where p_S = α p_T + (1 − α) e_y. Set the first two entries equal, and solve for α.",
+    "1.3": "multiply the mixed second derivative −α (diag(q) − q qᵀ) by −z_dot. The mean of z_dot appears, with q.",
     "2.1": "the quiz loss is least where the meta-gradient is zero. It is negative at 0° and positive at 120°: halve "
     "the interval between them, again and again, and keep the half in which the sign changes.",
     "2.2": "autograd.grad without create_graph returns plain numbers. Is there any way back from them to the teacher?",

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
-SOLVED = ["02_pilot_update", "03_second_order_gradient"]  # notebooks with exercises of this kind
+SOLVED = ["01_soft_targets", "02_pilot_update", "03_second_order_gradient"]  # notebooks with exercises of this kind
 sys.path.insert(0, str(NOTEBOOKS))
 
 
