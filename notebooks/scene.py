@@ -471,6 +471,7 @@ FOLLOW = """
     });
   }
   new MutationObserver(function () { setTimeout(show, 0); }).observe(image, {attributes: true});
+  show();  /* the player may have set its first picture before this script was read */
 })();
 </script>
 """
