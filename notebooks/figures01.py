@@ -115,7 +115,7 @@ def gaps(panels):
 
 
 def temperature_squared(T, size, limit, hard, distance):
-    """The size (N,) of the soft gradient with T², its limit, the size of the hard one; the distance (N,) from the limit."""
+    """The size (N,) of the soft gradient with T², its limit, the hard one's size; the distance (N,) from the limit."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.8))
     left.loglog(T, size, color=draw.LIT, lw=3)
     left.loglog(T, size / T**2, "--", color=draw.INK, lw=2.5)
