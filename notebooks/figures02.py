@@ -174,6 +174,7 @@ def many_turns(runs, pilot, moments=(0, 5, 15, 40)):
             ax.set(xlabel="", ylabel="")
         row[0].set_ylabel(name.replace(", ", ",\n"), weight="bold")
     figure.supxlabel("student's first weight (up: its second)")
+    figure.suptitle("A teacher that hears the quiz turns round, and its student follows", fontsize=16)
     plt.show()
 
 
