@@ -1,0 +1,128 @@
+"""The look of all notebooks: one colour and one marker for each thing that they compare, and the pieces that several
+figures share.
+
+Any two colours of LOOKS can be told apart without the receptors for green, too (deuteranopia, the most common kind of
+colour blindness): tests/test_draw.py simulates it. Lines differ in their dashes and points in their markers as well.
+"""
+
+import html
+import inspect
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import HTML, Markdown
+from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap
+
+
+class Look(NamedTuple):
+    """How one thing is drawn, wherever it is drawn."""
+
+    colour: str
+    marker: str
+    line: object  # a line style of matplotlib
+
+    def of_line(self) -> dict:
+        """For `ax.plot(x, y, **look.of_line())`: a line."""
+        return {"color": self.colour, "linestyle": self.line, "linewidth": 2.6}
+
+    def of_points(self) -> dict:
+        """For `ax.plot(x, y, **look.of_points())`: points without a line."""
+        return {"color": self.colour, "marker": self.marker, "linestyle": "", "markeredgecolor": INK}
+
+
+LOOKS = {
+    "finetune": Look("#E07A92", "s", ":"),  # a student that learns from labels alone
+    "kd": Look("#56B4E9", "o", "--"),  # a student of a teacher that stays as it is
+    "metadistil": Look("#00796B", "D", "-"),  # a student of a teacher that hears the quiz
+    "teacher": Look("#E8A200", "^", "-."),
+    "positive": Look("#1F3A93", "P", "-"),  # class 1, and numbers above zero
+    "negative": Look("#8B1A1A", "X", (0, (5, 1, 1, 1))),  # class 0, and numbers below zero
+}
+INK = "#1A1A1A"  # all that is not one of these
+GREY = "#767676"  # what stands in the background
+LIT = "#D0002F"  # what a figure speaks of just now
+# Numbers with a sign: white is zero.
+SIGNED = LinearSegmentedColormap.from_list("signed", [LOOKS["negative"].colour, "white", LOOKS["positive"].colour])
+# The height of a landscape: white is low.
+HEIGHT = LinearSegmentedColormap.from_list("height", ["white", "#C9D3DE", "#7B8FA6"])
+ON_WHITE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}  # behind words on a coloured ground
+
+
+def use_style():
+    """Set matplotlib's defaults: figures that can be read from the back row."""
+    plt.rcParams.update({
+        "figure.dpi": 100, "figure.constrained_layout.use": True, "font.size": 12, "axes.titlesize": 13,
+        "axes.labelsize": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+        "grid.alpha": 0.3, "legend.frameon": False, "legend.fontsize": 11, "xtick.labelsize": 11, "ytick.labelsize": 11,
+        "image.cmap": "cividis",
+    })  # fmt: skip
+
+
+def signed(number, digits=2) -> str:
+    """A number with its sign, as it is printed in a book: −0.25, +0.25. What rounds to zero has no sign."""
+    written = f"{float(number):+.{digits}f}"
+    if float(written) == 0:
+        written = written[1:]
+    return written.replace("-", "−")
+
+
+def table(columns, rows, caption=None) -> Markdown:
+    """A table for the notebook. columns: the names; rows: lists of as many cells, text or numbers, LaTeX between $."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    text = "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return Markdown(f"{caption}\n\n{text}" if caption else text)
+
+
+def source(*objects) -> HTML:
+    """The source of functions or classes, to be read in the notebook where the module's code is meant."""
+    code = "\n\n".join(inspect.getsource(one) for one in objects)
+    return HTML(f"<pre>{html.escape(code)}</pre>")
+
+
+def arrow(ax, start, end, **style):
+    """An arrow from point to point, both (2,)."""
+    look = {"arrowstyle": "-|>", "lw": 2, "color": INK, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 15} | style
+    ax.annotate("", tuple(map(float, end)), tuple(map(float, start)), arrowprops=look, zorder=3)
+
+
+def note(ax, text, place, offset=(8, 8), **style):
+    """Words beside a point (2,); the offset in printer's points."""
+    style = {"fontsize": 12, "bbox": ON_WHITE, "zorder": 6} | style
+    ax.annotate(text, tuple(map(float, place)), textcoords="offset points", xytext=offset, **style)
+
+
+def dot(ax, place, **style):
+    """A white dot at a point (2,)."""
+    style = {"color": "white", "mec": INK, "ms": 9, "mew": 1.5, "zorder": 5} | style
+    ax.plot(*map(float, place), "o", **style)
+
+
+def landscape(ax, x, y, field, levels=None, labels="%g"):
+    """A loss over a plane, light where it is small. x (X,), y (Y,), field (Y, X); labels: a format, or None."""
+    x, y, field = np.asarray(x), np.asarray(y), np.asarray(field)
+    if levels is None:  # as much of the plane between any two neighbours
+        levels = np.unique(np.quantile(field, np.linspace(0.01, 0.97, 11)).round(2))
+    norm = BoundaryNorm(levels, 256, extend="both")
+    ax.contourf(x, y, field, levels, cmap=HEIGHT, norm=norm, extend="both")
+    lines = ax.contour(x, y, field, levels, colors=GREY, linewidths=0.6)
+    if labels:
+        ax.clabel(lines, lines.levels[::2], fontsize=9, fmt=labels)
+    ax.set(aspect="equal", xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+    ax.grid(False)
+
+
+def heat(ax, matrix, rows=None, columns=None, digits=2, size=11, least=0.0):
+    """A matrix (R, C) with its numbers, blue above zero, red below; values smaller than `least` stay blank."""
+    matrix = np.asarray(matrix)
+    limit = max(np.abs(matrix).max(), 1e-12)
+    ax.imshow(matrix, cmap=SIGNED, vmin=-limit, vmax=limit, aspect="auto")
+    for i, j in np.argwhere(np.abs(matrix) >= least):
+        ink = "white" if abs(matrix[i, j]) > 0.6 * limit else INK
+        ax.text(j, i, signed(matrix[i, j], digits), ha="center", va="center", fontsize=size, color=ink)
+    ax.set_xticks(range(matrix.shape[1]), columns or [""] * matrix.shape[1])
+    ax.set_yticks(range(matrix.shape[0]), rows or [""] * matrix.shape[0])
+    ax.tick_params(length=0)
+    ax.grid(False)
+    for side in ax.spines.values():
+        side.set_visible(False)
