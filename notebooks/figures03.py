@@ -223,3 +223,17 @@ def costs(parts, kept):
     right.set(title="memory: jvp needs less", xlabel="tensors kept or released, in order",
               ylabel="MB kept for backward passes", ylim=(0, 15))  # fmt: skip
     plt.show()
+
+
+def parts_and_whole(whole, ways):
+    """Each entry of the meta-gradient from a batch in parts, over the same entry of the whole batch's. whole (P,),
+    ways: {what was averaged: (P,)}, two of them."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5), sharex=True, sharey=True)
+    for ax, (title, found) in zip(axes, ways.items()):
+        ends = whole.min().item(), whole.max().item()
+        ax.plot(ends, ends, color=draw.GREY, lw=1, label="the same")
+        ax.plot(whole, found, ".", color=draw.INK, ms=5)
+        ax.set(title=title, xlabel="meta-gradient of the whole batch, entry by entry")
+    axes[0].set_ylabel("from two parts")
+    axes[0].legend()
+    plt.show()
