@@ -380,6 +380,15 @@ def join():
         sys.stdout = open(os.devnull, "w")
 
 
+def leave(status):
+    """End the process; one of several at once, for threads of torch's that still wait for another would abort it."""
+    if not SEVERAL:
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def from_first(value):
     """What the first process has for `value`, in all of them."""
     values = [value]
@@ -1006,23 +1015,25 @@ def main(arguments: list[str] | None = None):
             out = run(*read_journal(given["resume"])).out
         else:
             out = run(Config(**given)).out
-        if RANK > 0:
-            return
-        with contextlib.suppress(ImportError, FileNotFoundError):  # no matplotlib, or no such script: no curves
-            runpy.run_path(str(Path(__file__).with_name("notebooks") / "curves.py"))["draw"](out)
+        if RANK == 0:
+            with contextlib.suppress(ImportError, FileNotFoundError):  # no matplotlib, or no such script: no curves
+                runpy.run_path(str(Path(__file__).with_name("notebooks") / "curves.py"))["draw"](out)
+        from_first(None)
+        if SEVERAL:
+            leave(0)
     except (InputError, models.CheckpointError, OSError) as error:
         if RANK == 0:
             print(f"train.py: {error}", file=sys.stderr)
-        sys.exit(2)
+        leave(2)
     except KeyboardInterrupt as stop:
         print(f"\n{str(stop) or 'stopped'}", file=sys.stderr)
-        sys.exit(130)
+        leave(130)
     except RuntimeError as error:
         lost = isinstance(error, distributed.DistError) or "gloo" in str(error)
         if not lost:
             raise
         print("train.py: another process has ended; to go on: the same torchrun, with --resume", file=sys.stderr)
-        sys.exit(2)
+        leave(2)
 
 
 for function in (torch.exp, torch.log, torch.tanh):

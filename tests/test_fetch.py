@@ -45,6 +45,7 @@ def files(folder):
 def refused(capsys, folder, *arguments):
     """The one line that says why; nothing was written."""
     before = files(folder)
+    capsys.readouterr()  # of what the checkpoint was written with
     assert run(*arguments) == 2
     out, err = capsys.readouterr()
     err = err.strip().split("MB\n")[-1]  # after the line of progress

@@ -93,7 +93,7 @@ def test_a_process_that_dies_ends_the_run_and_it_goes_on(at, whole, tmp_path):
     dead = torchrun(*given, "--out", tmp_path / "dead", script=script)
     ours = [line for line in dead.stderr.splitlines() if line.startswith("train.py: ")]
     assert dead.returncode != 0 and time.monotonic() - started < 60
-    assert len(ours) == 1 and "another process has ended" in ours[0] and "Traceback" not in dead.stderr
+    assert len(ours) == 1 and "another process has ended" in ours[0] and 'train.py", line' not in dead.stderr
     assert torchrun("--resume", tmp_path / "dead").returncode == 0
     assert_same_numbers(untouched, tmp_path / "dead")
 
