@@ -900,6 +900,8 @@ def introduce(config: Config, task: data.Task):
         print(f"note: {note}")
     if config.precision == "bf16" and not bf16_in_hardware(config.device):
         print("note: this processor has no bfloat16; expect 10 times the usual time, or take --precision auto")
+    if SEVERAL and not data.TASKS[task.name].texts:
+        print("note: while pictures are trained, BatchNorm takes the statistics of each process's own part of a batch")
     how = f"{config.device}, {RANKS} process(es) of {torch.get_num_threads()} threads, {config.precision}"
     print(f"{how}; everything is written to {config.out}/")
 

@@ -241,10 +241,11 @@ import sys, torch
 sys.path.insert(0, {root!r})
 sys.path.insert(0, {tests!r})
 import metadistil
-from test_purity import split_case
+import test_purity
 rank, ranks, mode, micro_batch = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]) or None
 torch.distributed.init_process_group("gloo", init_method=f"file://{{sys.argv[5]}}", rank=rank, world_size=ranks)
-torch.save(split_case(rank, ranks, mode, micro_batch), f"{{sys.argv[5]}}-{{rank}}")
+loss = getattr(test_purity, sys.argv[6])
+torch.save(test_purity.split_case(rank, ranks, mode, micro_batch, loss), f"{{sys.argv[5]}}-{{rank}}")
 """
 
 
@@ -252,7 +253,12 @@ def states_loss(student_outputs, teacher_outputs, labels):
     return kd_loss(student_outputs, teacher_outputs, labels) + (student_outputs[1] - teacher_outputs[1]).square().mean()
 
 
-def split_case(rank, ranks, mode, micro_batch):
+def summed_loss(student_outputs, teacher_outputs, labels):
+    """Not a mean over examples."""
+    return len(labels) * states_loss(student_outputs, teacher_outputs, labels)
+
+
+def split_case(rank, ranks, mode, micro_batch, loss=states_loss):
     """Meta-gradient, quiz loss and student after a step, of this rank's part of one batch; the parts are uneven."""
     torch.manual_seed(0)
     student, *teachers = (Returns(lambda z: (z, z.square())) for _ in range(3))
@@ -263,24 +269,35 @@ def split_case(rank, ranks, mode, micro_batch):
     batch, quiz = (tuple(part[cut(len(part))] for part in whole) for whole in (batch, quiz))
     optimizers = [torch.optim.SGD(nn.ModuleList(group).parameters(), 0.1) for group in ([student], teachers)]
     L_S, found = metadistil_step(
-        student, teachers, batch, quiz, *optimizers, pilot_lr=0.3, loss=states_loss, mode=mode, micro_batch=micro_batch
+        student, teachers, batch, quiz, *optimizers, pilot_lr=0.3, loss=loss, mode=mode, micro_batch=micro_batch
     )
     parameters = [theta.detach() for theta in nn.ModuleList([student, *teachers]).parameters()]
     return [L_S, found.quiz_loss, *found.grads, *parameters]
 
 
-@pytest.mark.parametrize("mode, micro_batch", [("second_order", 0), ("jvp", 0), ("jvp", 2)])
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_a_batch_split_over_processes_gives_the_step_of_the_whole_batch(tmp_path, ranks, mode, micro_batch):
+def split(folder, ranks, mode, micro_batch, loss):
+    """What each of the processes finds, a list for each."""
     if not torch.distributed.is_available():
         pytest.skip("this build of torch has no torch.distributed")
     code = RANK.format(root=str(ROOT), tests=str(ROOT / "tests"))
     command = [sys.executable, "-c", code]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    given = [str(ranks), mode, str(micro_batch), str(tmp_path / "meet")]
+    given = [str(ranks), mode, str(micro_batch), str(folder / "meet"), loss.__name__]
     processes = [subprocess.Popen([*command, str(rank), *given], env=environment) for rank in range(ranks)]
     assert [process.wait(timeout=120) for process in processes] == [0] * ranks
+    return [torch.load(f"{folder / 'meet'}-{rank}") for rank in range(ranks)]
+
+
+@pytest.mark.parametrize("mode, micro_batch", [("second_order", 0), ("jvp", 0), ("jvp", 2)])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_batch_split_over_processes_gives_the_step_of_the_whole_batch(tmp_path, ranks, mode, micro_batch):
     whole = split_case(0, 1, mode, None)
-    for rank in range(ranks):
-        found = torch.load(f"{tmp_path / 'meet'}-{rank}")
+    for found in split(tmp_path, ranks, mode, micro_batch, states_loss):
         torch.testing.assert_close(found, whole, rtol=1e-12, atol=1e-15)
+
+
+def test_over_processes_a_loss_must_be_a_mean_over_examples(tmp_path):
+    """A sum's mean over the processes is not the sum over all."""
+    L_S, *_ = split_case(0, 1, "second_order", None, summed_loss)
+    for found in split(tmp_path, 2, "second_order", 0, summed_loss):
+        assert abs(found[0] / L_S - 1) > 0.1

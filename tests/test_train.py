@@ -755,6 +755,15 @@ def test_the_command_line_draws_the_curves(tmp_path):
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_of_several_processes_a_run_on_pictures_says_whose_statistics_it_takes(pictures, monkeypatch, capsys):
+    config, task = pictures[1].config, pictures[1].config.load(0)
+    train.introduce(config, task)
+    assert "BatchNorm" not in capsys.readouterr().out
+    monkeypatch.setattr(train, "SEVERAL", True)
+    train.introduce(config, task)
+    assert "BatchNorm takes the statistics of each process's own part" in capsys.readouterr().out
+
+
 def test_the_order_of_flags_changes_nothing(tmp_path):
     settings = list((SMALL | {"methods": "metadistil", "teacher_epochs": 1, "epochs": 1}).items())
     for out, order in (("one", settings), ("other", settings[::-1])):
