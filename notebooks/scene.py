@@ -440,7 +440,7 @@ def poke():
     try:
         from ipywidgets import FloatSlider, IntSlider, interact
     except ImportError:
-        print("The sliders need ipywidgets: pip install -r notebooks/requirements.txt. The player below needs nothing.")
+        print("The sliders need a package: pip install ipywidgets==8.1.9. The player below needs nothing.")
         return
     interact(
         scene,

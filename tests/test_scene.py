@@ -88,7 +88,7 @@ def test_without_ipywidgets_one_line_says_so(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     scene.poke()
     printed = capsys.readouterr().out
-    assert printed.count("\n") == 1 and "pip install -r notebooks/requirements.txt" in printed
+    assert printed.count("\n") == 1 and "pip install ipywidgets" in printed
 
 
 def test_sliders_move_all_five(monkeypatch, capsys):
