@@ -152,7 +152,7 @@ DEFAULTS = {  # by the kind of run, see kind_of_run; each says where it differs 
 
 
 def kind_of_run(config: Config, task: data.Task):
-    """Which of DEFAULTS holds: pictures, else pretrained if a directory is among the networks, else reviews or files."""
+    """Which of DEFAULTS holds: pictures; else pretrained if a directory is among the networks; reviews or files."""
     if not data.TASKS[task.name].texts:
         return "pictures"
     networks = f"{config.teacher},{config.student}".split(",")
@@ -229,8 +229,8 @@ def absolute(networks):
 
 
 def claim(config: Config):
-    """The run's directory: --out, or the first of runs/TASK-builtin, runs/TASK-builtin-2, ... without a run in it. Making
-    its seed0 claims it, so that of two runs at once one has it. Raises InputError."""
+    """The run's directory: --out, or the first of runs/TASK-builtin, runs/TASK-builtin-2, ... without a run in it.
+    Making its seed0 claims it, so that of two runs at once one has it. Raises InputError."""
     base = config.out or f"runs/{config.task}-{'builtin' if config.data == data.BUILTIN else 'files'}"
     for n in itertools.count(1):
         out = base if n == 1 else f"{base}-{n}"
@@ -254,7 +254,7 @@ def depends_on(config: Config):
 
 
 def bf16_in_hardware(device):
-    """Whether the device multiplies in bfloat16. A processor that does not takes 10 to 17 times as long as in float32."""
+    """Whether the device multiplies in bfloat16. A processor that does not takes 10 to 17 times as long as in fp32."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return any(able for name, able in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
@@ -355,7 +355,7 @@ def pkd_loss(student_states, teacher_states):
 
 
 def squared_loss(predictions, labels):
-    """A regression's loss: the mean squared error of predictions (B, 1) and scores (B,) -> scalar. Raises ValueError."""
+    """A regression's loss: the mean squared error of predictions (B, 1), scores (B,) -> scalar. Raises ValueError."""
     if predictions.shape != (len(labels), 1) or labels.ndim != 1:
         shapes = tuple(predictions.shape), tuple(labels.shape)
         raise ValueError(f"expected predictions (B, 1) and scores (B,), found {shapes}")
@@ -596,7 +596,7 @@ class Stage:
             self.teacher_optimizer = OPTIMIZERS[self.config.teacher_optimizer](theta_T, lr=0.0)
 
     def state(self):
-        """What a checkpoint holds of the stage: networks and optimisers that change, and where dropout's draws stand."""
+        """What a checkpoint holds of the stage: networks and optimisers that change, where dropout's draws stand."""
         own = [generator.get_rng_state() for generator in RANDOM]
         everyones = [own] * RANKS
         if SEVERAL:
@@ -622,7 +622,7 @@ class Stage:
         sees_quiz_labels = self.method.quiz_labels or self.config.learn_quiz
         if not sees_quiz_labels:
             lengths = lengths[: len(self.task.train)]
-        # All students take as many steps. Who does not see the quiz's labels is sooner through the data, and begins anew.
+        # All students take as many steps. Who does not see the quiz's labels is sooner through, and begins anew.
         times_through, place = divmod(k, -(-len(lengths) // batch_size))
         if self.times_through != times_through:
             self.times_through = times_through
@@ -761,8 +761,8 @@ def write_whole(path: Path, content):
 
 
 def save_journal(config: Config, journal):
-    """Write metrics.jsonl and the checkpoint, the journal: format, configuration, check sums of what the run reads, number
-    of processes, number of stages done, results ({title: [a dict for each seed]}), log, and of the stage under way, if
+    """Write metrics.jsonl and the checkpoint, the journal: format, configuration, check sums of what the run reads,
+    number of processes, number of stages done, results ({title: [a dict for each seed]}), log, and of the stage under way, if
     there is one, the step, its seconds and `Stage.state`."""
     out = Path(config.out)
     lines = [json.dumps(entry) + "\n" for entry in journal["log"]]
