@@ -761,9 +761,9 @@ def write_whole(path: Path, content):
 
 
 def save_journal(config: Config, journal):
-    """Write metrics.jsonl and the checkpoint, the journal: format, configuration, check sums of what the run reads,
-    number of processes, number of stages done, results ({title: [a dict for each seed]}), log, and of the stage under way, if
-    there is one, the step, its seconds and `Stage.state`."""
+    """Write metrics.jsonl and the checkpoint, which is the journal: format, configuration, check sums of what the run
+    reads, number of processes, number of stages done, results ({title: [a dict for each seed]}), log, and of the stage
+    under way, if there is one, the step, its seconds and `Stage.state`."""
     out = Path(config.out)
     lines = [json.dumps(entry) + "\n" for entry in journal["log"]]
     write_whole(out / "metrics.jsonl", "".join(lines))
