@@ -14,6 +14,7 @@ import json
 import os
 import re
 import runpy
+import signal
 import sys
 import time
 import zlib
@@ -376,8 +377,16 @@ def join():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        signal.signal(signal.SIGTERM, lost)  # torchrun ends all when one has ended
     if RANK > 0:
         sys.stdout = open(os.devnull, "w")
+
+
+def lost(*_):
+    """End this process, for another of the run has ended."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # or torchrun could have the line printed twice
+    print("train.py: stopped, for another process has ended; to go on: the same torchrun, --resume", file=sys.stderr)
+    leave(2)
 
 
 def leave(status):
@@ -1026,16 +1035,17 @@ def main(arguments: list[str] | None = None):
     except (InputError, models.CheckpointError, OSError) as error:
         if RANK == 0:
             print(f"train.py: {error}", file=sys.stderr)
+        else:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(2)  # till the first process has said it
         leave(2)
     except KeyboardInterrupt as stop:
         print(f"\n{str(stop) or 'stopped'}", file=sys.stderr)
         leave(130)
     except RuntimeError as error:
-        lost = isinstance(error, distributed.DistError) or "gloo" in str(error)
-        if not lost:
+        if not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
             raise
-        print("train.py: another process has ended; to go on: the same torchrun, with --resume", file=sys.stderr)
-        leave(2)
+        lost()
 
 
 for function in (torch.exp, torch.log, torch.tanh):
