@@ -162,12 +162,11 @@ def load_task(name, data=DEFAULT_DATA, quiz_size=None, seed=0, *, train_size=Non
 def read_files(files: Files, folder: Path, task):
     """{"train": Split, ...} of the task's files in its folder. Raises InputError."""
     ending = "tsv" if files.texts else "bin"
-    sizes = {"train": 50_000, "test": 10_000}  # of CIFAR-100
     splits = {}
     for split, name in zip(("train", "dev", "test"), files.names):
         path = folder / f"{name}.{ending}"
         if path.is_file():
-            splits[split] = read_glue(path, files, split) if files.texts else read_pictures(path, sizes[split])
+            splits[split] = read_glue(path, files, split) if files.texts else read_pictures(path, split)
         elif split in files.needed:
             get = f"python notebooks/fetch.py {task}"
             get += "" if files.texts else ", or draw pictures: python notebooks/pictures.py"
@@ -209,10 +208,10 @@ def read_rows(path: Path):
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line, found = raw.count(b"\n", 0, error.start) + 1, raw[error.start]
-        raise InputError(f"{path}:{line}: expected UTF-8, found the byte {found:#04x}") from None
-    line = text[: text.find("\0")].count("\n") + 1
-    expect("\0" not in text, f"{path}:{line}: expected text, found a NUL byte")
+        number, found = raw.count(b"\n", 0, error.start) + 1, raw[error.start]
+        raise InputError(f"{path}:{number}: expected UTF-8, found the byte {found:#04x}") from None
+    number = text[: text.find("\0")].count("\n") + 1
+    expect("\0" not in text, f"{path}:{number}: expected text, found a NUL byte")
     return [[cell.strip() for cell in line.split("\t")] for line in text.split("\n")]
 
 
@@ -248,9 +247,9 @@ def read_label(written, files: Files, where):
     return float(written)
 
 
-def read_pictures(path: Path, most):
-    """CIFAR-100's records: a coarse label, a fine label, 3 × 32 × 32 bytes; at most so many. Raises InputError."""
-    record = 2 + 3 * 32 * 32
+def read_pictures(path: Path, split):
+    """CIFAR-100's records: a coarse label, a fine label, 3 × 32 × 32 bytes; of train or of test. Raises InputError."""
+    record, most = 2 + 3 * 32 * 32, {"train": 50_000, "test": 10_000}[split]
     size = path.stat().st_size
     fits = 0 < size <= most * record and size % record == 0
     expected = f"whole records of {record:,} bytes, at most {most:,} of them"

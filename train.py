@@ -241,9 +241,8 @@ def claim(config: Config):
         expect(not config.out, f"--out {out}: holds a run; expected a new one, or --resume {out}")
 
 
-def depends_on(config: Config):
+def depends_on(config: Config, task: data.Task):
     """{what a run reads: its check sum}: the splits, and the saved networks of all seeds. Raises CheckpointError."""
-    task = config.load(0)
     splits = {"train": task.train, "quiz": task.quiz, "dev": task.dev, "test": task.test}
     found = {f"{name} in {task.data}": split.checksum() for name, split in splits.items() if split}
     for seed in range(config.seeds):
@@ -453,14 +452,6 @@ def tokenizer_in(saved, shape, source):
         return tokenizer
 
 
-class Origin(NamedTuple):
-    """A network as the run finds it: a preset, or a saved network."""
-
-    config: object
-    tokenizer: data.Tokenizer | None  # None: it reads pictures
-    labels: list[str] | None  # that it has been trained for
-
-
 class Seed:
     """One seed's splits as each role reads them, {role: {split: Encoded}}, and how its networks begin."""
 
@@ -480,7 +471,7 @@ class Seed:
         self.tokenizers, self.encoded = {}, {}
         for role, source in self.sources.items():
             own = students_splits if role == "student" else splits
-            shape, tokenizer, _ = self.origins[source]
+            shape, tokenizer = self.origins[source]
             longest = min(data.MAX_LENGTH, getattr(shape, "max_tokens", 1))
             self.tokenizers[role] = tokenizer
             self.encoded[role] = {name: encode(tokenizer, split, config.device, longest) for name, split in own.items()}
@@ -496,8 +487,9 @@ class Seed:
         return data.train_tokenizer((self.task.train + self.task.quiz).texts)
 
     def origin(self, source):
-        """The Origin of a network that suits the task. Raises InputError, CheckpointError."""
-        shape, saved = models.PRESETS.get(source), {"labels": None}
+        """(configuration, tokeniser) of a network that suits the task: a preset, or a saved network. A network that
+        reads pictures has the tokeniser None. Raises InputError, CheckpointError."""
+        shape, saved = models.PRESETS.get(source), {}
         if not shape:
             network, saved = models.read_saved(source)
             shape = network.config
@@ -506,16 +498,15 @@ class Seed:
         if source.endswith(".pt"):
             suits = saved["labels"] == self.task.label_names
             expect(suits, f"{source}: expected a network for {self.task.name}'s labels")
-        tokenizer = None
-        if reads == "sentences":
-            tokenizer = tokenizer_in(saved, shape, source) if "tokenizer" in saved else self.own_tokenizer
-        return Origin(shape, tokenizer, saved["labels"])
+        if reads == "pictures":
+            return shape, None
+        return shape, tokenizer_in(saved, shape, source) if saved else self.own_tokenizer
 
     def network(self, role, saved=""):
         """The role's network in a Reader: the same initial weights always, or as a stage saved it."""
         torch.manual_seed(2 * self.seed + list(self.sources).index(role))
         source, config = self.sources[role], self.config
-        shape, tokenizer, _ = self.origins[source]
+        shape, tokenizer = self.origins[source]
         changes = {"num_labels": self.task.num_labels, "dropout": config.dropout}
         if saved:
             network, _ = models.read_saved(self.folder / f"{saved}.pt")
@@ -674,9 +665,8 @@ def take(context: Seed, name, journal):
     noted, last_saved, last_shown = {}, time.monotonic(), -np.inf  # noted: losses and dev scores
     for k in range(state["step"], stage.total):
         started = time.perf_counter()
-        due = (
-            k - stage.warmup_steps
-        ) % config.log_every == 0  # so counted, the teacher learns at steps that are logged
+        # Counted from the end of the warm-up, so that steps at which the teacher learns are among those logged.
+        due = (k - stage.warmup_steps) % config.log_every == 0
         log = {} if due or k + 1 == stage.total else None
         loss = stage.step(k, log).item()
         entry = {"seed": context.seed, "stage": name, "step": k + 1}
@@ -878,7 +868,8 @@ def run(config: Config, journal: dict | None = None) -> Run:
     check(config)
     of_seed = functools.lru_cache(1)(functools.partial(Seed, config))
     names = list(dict.fromkeys([*list(config.sources(0))[1:], *config.methods.split(",")]))
-    reads = depends_on(config)
+    task = config.load(0)
+    reads = depends_on(config, task)
     if begins:
         check_layers(config, of_seed(0))
         config.out = from_first(claim(config) if RANK == 0 else None)
@@ -888,7 +879,7 @@ def run(config: Config, journal: dict | None = None) -> Run:
     expect(journal["ranks"] == RANKS, f"{config.out}: expected {journal['ranks']} process(es) to go on, found {RANKS}")
     for what, checksum in journal["reads"].items():
         expect(reads.get(what) == checksum, f"{what}: not what it was when the run began; expected the same to go on")
-    out, task = Path(config.out), config.load(0)
+    out = Path(config.out)
     write_whole(out / "config.json", json.dumps(journal["config"], indent=2))
     introduce(config, task)
     try:
@@ -918,7 +909,7 @@ def introduce(config: Config, task: data.Task):
 def check_layers(config: Config, context: Seed):
     """Raise InputError if pkd is to match layers of networks that do not match."""
     student, *teachers = [context.network(role).network.config for role in context.sources]
-    if any(METHODS[name].loss is patient_loss for name in config.methods.split(",")):
+    if config.beta is not None:  # a method of the run heeds it
         encoders = all(isinstance(shape, models.EncoderConfig) for shape in [student, *teachers])
         fits = encoders and student.layers >= 2
         for teacher in teachers if encoders else []:
@@ -937,22 +928,23 @@ class Trained:
     def __init__(self, path):
         self.network, saved = models.read_saved(path)
         self.network.eval()
-        expect(saved["tokenizer"], f"{path}: expected a network that reads sentences")
-        self.tokenizer, self.labels = data.Tokenizer.from_str(saved["tokenizer"]), saved["labels"]
+        self.tokenizer = saved["tokenizer"] and data.Tokenizer.from_str(saved["tokenizer"])
+        self.labels = saved["labels"]
         self.title = saved.get("title", Path(path).stem)
-        self.columns = saved.get("columns", ("sentence",))  # the names of its texts, one or two
+        of_one = ("sentence",) if self.tokenizer else ()
+        self.columns = saved.get("columns", of_one)  # the names of its texts, one or two; of pictures none
 
-    def predict(self, sentences: list) -> list[tuple]:
-        """For each sentence, or of a task of pairs for each (sentence, sentence), (label, {name: probability}); of a
-        regression (score, {}). Raises InputError on anything else."""
-        expect(not isinstance(sentences, str), "predict: expected a list of sentences, found one sentence")
-        for text in sentences:
+    def predict(self, examples: list) -> list[tuple]:
+        """For each sentence, each (sentence, sentence) of a task of pairs, or each picture in bytes (3, 32, 32),
+        (label, {name: probability}); of a regression (score, {}). Raises InputError on another kind of text."""
+        expect(not isinstance(examples, str), "predict: expected a list of sentences, found one sentence")
+        for text in examples if self.columns else []:
             parts = text if isinstance(text, (tuple, list)) else [text]
             fits = len(parts) == len(self.columns) and all(is_text(part) for part in parts)
             expect(fits, f"expected {' and '.join(self.columns)}, in UTF-8, found {text!r}")
-        examples = data.Split(np.fromiter(sentences, object), None)
-        longest = min(data.MAX_LENGTH, self.network.config.max_tokens)
-        encoded = data.encode(self.tokenizer, examples, max_length=longest)
+        examples = np.fromiter(examples, object) if self.columns else np.stack(examples)
+        longest = min(data.MAX_LENGTH, getattr(self.network.config, "max_tokens", 1))
+        encoded = data.encode(self.tokenizer, data.Split(examples, None), max_length=longest)
         logits = predict(self.network, encoded)  # (N, K)
         if not self.labels:
             return [(score, {}) for score in logits[:, 0].tolist()]
@@ -982,6 +974,7 @@ def print_predictions(out, sentences):
     """Print for each sentence, or pair with a tab between, what each network of seed 0 says, and how sure it is."""
     expect(out, "--predict: expected --out with the directory of a run")
     trained = load_all(out)
+    expect(all(network.columns for network in trained.values()), f"{out}: expected a network that reads sentences")
     for line in sentences:
         line = line.strip("\r\n ")
         print(line)
@@ -993,12 +986,12 @@ def print_predictions(out, sentences):
 
 
 def parse(arguments):
-    """What the command line gives: a flag for each field of Config, then --resume and --predict."""
+    """What the command line gives: a flag for each field of Config, then --resume and --predict. Raises InputError."""
     look = argparse.RawDescriptionHelpFormatter
     flags = argparse.ArgumentParser("train.py", None, __doc__, formatter_class=look, allow_abbrev=False)
     flags.argument_default = argparse.SUPPRESS
     flags.epilog = f"methods: {', '.join(METHODS)}\ndefaults in brackets: of " + ", ".join(DEFAULTS)
-    flags.error = lambda message: flags.exit(2, f"train.py: {message}\n")  # without the usage, one line
+    flags.error = lambda message: expect(False, message)  # as all errors end
     for field in dataclasses.fields(Config):
         text, valid = field.metadata["help"], field.metadata["valid"]
         if field.type is str and valid:
@@ -1015,9 +1008,9 @@ def parse(arguments):
 
 def main(arguments: list[str] | None = None):
     """Run the command line. What a user can mend ends in one line and exit status 2."""
-    given = parse(arguments)
     try:
         join()
+        given = parse(arguments)
         if "predict" in given:
             sentences = sys.stdin if given["predict"] is None else [given["predict"]]
             return print_predictions(given.get("out", ""), sentences)

@@ -23,11 +23,9 @@ import webbrowser
 from pathlib import Path
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
-import metadistil  # noqa: E402
 import models  # noqa: E402
 import train  # noqa: E402
 
@@ -237,23 +235,6 @@ class Refused(Exception):
     """A question that gets no answer: (HTTP status, one line that says what was expected)."""
 
 
-class PictureModel:
-    """As train.Trained, of a network that reads pictures."""
-
-    def __init__(self, path):
-        self.network, saved = models.read_saved(path)
-        self.network.eval()
-        self.labels, self.title = saved["labels"], saved["title"]
-
-    @torch.no_grad()
-    def predict(self, pictures):
-        """For each picture, bytes (3, 32, 32), (label, {name: probability})."""
-        encoded = data.encode(None, data.Split(np.stack(pictures), None))
-        inputs, _ = encoded.batch(np.arange(len(pictures)))
-        probabilities = metadistil.log_softmax(self.network(**inputs)).exp()  # (N, K)
-        return [(self.labels[p.argmax()], dict(zip(self.labels, p.tolist()))) for p in probabilities]
-
-
 class Demo:
     """The trained networks of a run, and what they say. Raises InputError, CheckpointError."""
 
@@ -263,9 +244,12 @@ class Demo:
         data.expect(self.config.task in data.TASKS, f"{run}: expected a run on one of {', '.join(data.TASKS)}")
         files = data.TASKS[self.config.task]
         self.fields, folder = len(files.texts), Path(self.config.data, files.folder)
-        trained = train.load_all(run) if self.fields else load_pictures(run, folder)
+        trained = train.load_all(run)
         self.pictures = None if self.fields else some_pictures(folder)  # a task of pictures has no field of text
         self.models = [trained[title] for title in sorted(trained, key=place_in_table)]
+        if self.pictures:
+            for model in self.models:
+                model.labels = class_names(folder, len(model.labels)) or model.labels
         self.labels = self.models[0].labels
         self.sizes = [sum(theta.numel() for theta in model.network.parameters()) for model in self.models]
         self.answer(("a",) * self.fields if self.fields else self.pictures.examples[0])  # the first time is slow
@@ -355,22 +339,17 @@ def cut_up(model, texts):
     return tuple(tokens), bool(encoding.overflowing)
 
 
-def load_pictures(run, folder):
-    """{title: PictureModel} of the networks that a run has saved for seed 0; classes are named as in the data's folder.
-    Raises InputError."""
-    found = [PictureModel(path) for path in Path(run, "seed0").glob("*.pt")]
-    data.expect(found, f"{run}: expected a run with a trained network, found none; start one, or --resume it")
+def class_names(folder, count):
+    """The names of CIFAR-100's classes where its folder has them, as many as expected; else none."""
     file = folder / "fine_label_names.txt"
     names = file.read_text(encoding="utf-8").replace("_", " ").splitlines() if file.is_file() else []
-    for model in found:
-        model.labels = names if len(names) == len(model.labels) else model.labels
-    return {model.title: model for model in found}
+    return names if len(names) == count else []
 
 
 def some_pictures(folder):
     """A random GALLERY_SIZE of the test set, the same each time. Raises InputError."""
     data.expect((folder / "test.bin").is_file(), f"{folder / 'test.bin'}: expected the pictures of the run there")
-    test = data.read_pictures(folder / "test.bin", 10_000)
+    test = data.read_pictures(folder / "test.bin", "test")
     return test[np.random.default_rng(0).permutation(len(test))[:GALLERY_SIZE]]
 
 

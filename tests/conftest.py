@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -55,6 +56,25 @@ def web():
     server.done.set()
     server.shutdown()
     server.server_close()
+
+
+def chromium(profile, **preferences):
+    """Debian's Chromium without a window, driven by selenium; skips where there is none. profile: a new directory."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not browser or not driver:
+        pytest.skip("no chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    quiet = "no-first-run disable-quic disable-background-networking disable-component-update disable-sync"
+    for flag in f"headless no-sandbox disable-gpu disable-dev-shm-usage window-size=1400,1000 {quiet}".split():
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={profile}")
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost")  # no net
+    for name, value in preferences.items():
+        setattr(options, name, value)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    return webdriver.Chrome(options, webdriver.ChromeService(driver))
 
 
 def shaken(module, scale=0.1):

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "notebooks"))
 
 import demo
 import pictures
-from conftest import ROOT
+from conftest import ROOT, chromium
 
 import data
 import models
@@ -371,18 +371,7 @@ def test_ctrl_c_ends_it_quietly(reviews):
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     """Debian's Chromium without a window."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("no chromium and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    quiet = "no-first-run disable-quic disable-background-networking disable-component-update disable-sync"
-    for flag in f"headless no-sandbox disable-gpu disable-dev-shm-usage {quiet}".split():
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    found = chromium(tmp_path_factory.mktemp("profile"))
     yield found
     found.quit()
 

@@ -10,7 +10,6 @@ import torch
 from conftest import ROOT, shaken
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 import metadistil
 import models

@@ -1,12 +1,8 @@
 """What a run depends on is recorded; names and races change nothing; at the edges one line, or the right answer."""
 
-import json
 import os
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -14,7 +10,6 @@ from test_data import write_task
 from test_train import SMALL, TEXTS, assert_same_numbers, checkpoint, command_line, flags, press_ctrl_c, small
 
 import data
-import metadistil
 import models
 import train
 from train import InputError

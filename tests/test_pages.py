@@ -1,34 +1,20 @@
 """Notebooks as pages of a browser: rendered to static HTML, opened, played. Skipped where there is no Chromium."""
 
-import shutil
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, chromium
 
 sys.path.insert(0, str(ROOT / "notebooks"))
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--window-size=1400,1000",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 
 
 @pytest.fixture
 def browser(tmp_path):
     """Chromium without a window and without a net."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("no chromium")
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for flag in [*FLAGS, f"--user-data-dir={tmp_path}/profile", "--host-resolver-rules=MAP * ~NOTFOUND"]:
-        options.add_argument(flag)
-    options.page_load_strategy = "eager"  # the page's own fonts for formulas are out of reach
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
-    browser = webdriver.Chrome(options, service)
-    yield browser
-    browser.quit()
+    found = chromium(tmp_path / "profile", page_load_strategy="eager")  # the fonts for formulas are out of reach
+    yield found
+    found.quit()
 
 
 def page_of(stem, folder):

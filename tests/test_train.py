@@ -1,6 +1,5 @@
 """The main job: same numbers, fair comparisons, errors in one line."""
 
-import dataclasses
 import json
 import math
 import os
