@@ -658,7 +658,7 @@ def take(context: Seed, name, journal):
     for learner in stage.learners.values():  # a network that cannot be saved fails here, not after its training
         check_round_trip(learner.network)
     torch.manual_seed(1000 + context.seed + 10**6 * RANK)  # of dropout
-    state = {"step": 0, "seconds": 0.0}
+    state = {"step": 0, "seconds": 0.0, "by_epoch": {title: [] for title in stage.learners}}
     if journal["under_way"]:
         state = journal["under_way"]
         stage.restore(state)
@@ -673,14 +673,17 @@ def take(context: Seed, name, journal):
         expect(np.isfinite(loss), f"{entry}: expected a finite loss, found {loss}; try a tenth of the rates")
         state |= {"step": k + 1, "seconds": state["seconds"] + time.perf_counter() - started}
         if log is not None:
-            losses = {"loss": loss} | {key: value.item() for key, value in log.items()}
-            journal["log"].append(entry | losses)
-            noted |= losses
+            quiz_losses = {key: value.item() for key, value in log.items()}
+            journal["log"].append(entry | {"loss": loss} | quiz_losses)
+            noted["loss"] = loss
         epoch, left = divmod(k + 1, context.steps_per_epoch)
         if not left:
             scores = {title: context.scores(learner, "dev") for title, learner in stage.learners.items()}
             journal["log"].append(entry | {"epoch": epoch, "scores": scores})
-            noted |= {stage.learners[title].role: next(iter(found.values())) for title, found in scores.items()}
+            for title, found in scores.items():
+                on_dev = next(iter(found.values()))
+                state["by_epoch"][title].append(on_dev)
+                noted[stage.learners[title].role] = on_dev
         now, last = time.monotonic(), k + 1 == stage.total
         if last or now - last_shown >= SHOW_SECONDS:
             show(f"seed {context.seed} {name}", stage.total, state, noted)
@@ -688,12 +691,12 @@ def take(context: Seed, name, journal):
         if not last and from_first(now - last_saved >= config.checkpoint_seconds):
             save_journal(config, journal | {"under_way": state | stage.state()})
             last_saved = now
-    finish(stage, journal, state["seconds"])
+    finish(stage, journal, state)
 
 
-def finish(stage: Stage, journal, seconds):
+def finish(stage: Stage, journal, state):
     """Save the stage's networks, score them on dev and, this once, on test, and note the results."""
-    context, task = stage.context, stage.task
+    context, task, seconds = stage.context, stage.task, state["seconds"]
     for title, learner in stage.learners.items():
         tokenizer = context.tokenizers[learner.role]
         whole = models.to_save(learner.network, tokenizer.to_str() if tokenizer else None, task.label_names)
@@ -706,7 +709,7 @@ def finish(stage: Stage, journal, seconds):
             print(f"note: {title}: {metric} {score:.3f}; one answer to everything has {chance:.3f}")
         journal["log"].append({"seed": context.seed, "stage": stage.name, "model": title, "final_scores": scores})
         size = sum(theta.numel() for theta in learner.parameters())
-        result = {"scores": scores, "parameters": size, "seconds": seconds}
+        result = {"scores": scores, "by_epoch": state["by_epoch"][title], "parameters": size, "seconds": seconds}
         journal["results"].setdefault(title, []).append(result)
         seconds = np.nan  # a stage's time is its first network's
     journal |= {"done": journal["done"] + 1, "under_way": None}
@@ -736,10 +739,10 @@ def show(what, total, state, noted):
     if RANK > 0:
         return
     left = state["seconds"] / state["step"] * (total - state["step"])
-    line = f"{what:<18} step {state['step']}/{total}"
+    line = f"{what:<18} {state['step']}/{total}  {left // 60:.0f}:{left % 60:02.0f} left"
     for name, value in noted.items():
-        line += f"  {name} {value:.4f}"
-    print(f"{line}  {left // 60:.0f}:{left % 60:02.0f} left", file=sys.stderr, flush=True)
+        line += f"  {name} {value:.3f}"
+    print(line, file=sys.stderr, flush=True)
 
 
 def write_whole(path: Path, content):
@@ -805,44 +808,106 @@ def spread(values):
     return f"{100 * values.mean():.1f}{deviation}"
 
 
-def paired_difference(ours, theirs):
-    """Points, seed by seed: "+4.1 [+2.0, +6.2]", the mean and its 95% interval (on the safe side beyond 10 seeds)."""
+def interval(ours, theirs):
+    """(mean, half the width of its 95% interval) of the difference, seed by seed, in points; of one seed half is 0."""
     difference, n = 100 * (ours - theirs), len(ours)
-    mean = difference.mean()
     if n == 1:
-        return f"{mean:+.1f}"
-    half = T_QUANTILES[min(n, 10) - 2] * difference.std(ddof=1) / np.sqrt(n)
-    return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
+        return difference.mean(), 0.0
+    t = T_QUANTILES[min(n, 10) - 2]  # beyond 10 seeds on the safe side
+    return difference.mean(), t * difference.std(ddof=1) / np.sqrt(n)
+
+
+def paired_difference(ours, theirs):
+    """Points: "+4.1 [+2.0, +6.2]", the mean and its 95% interval; of one seed "+4.1"."""
+    mean, half = interval(ours, theirs)
+    return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]" if len(ours) > 1 else f"{mean:+.1f}"
+
+
+def verdict(ours, theirs):
+    """Ahead or behind, where the interval of the difference leaves out zero; else level."""
+    mean, half = interval(ours, theirs)
+    if abs(mean) <= half:
+        return "level"
+    return "ahead" if mean > 0 else "behind"
+
+
+def main_score(task: data.Task, results):
+    """The score that the table compares: the task's first metric, on its last split."""
+    *_, last = results["teacher before"][0]["scores"]
+    return f"{last.split()[0]} {task.metrics[0]}"
+
+
+def compared(results, main):
+    """{title: (its scores (seeds,), its rival's)}. A student's rival is kd's, a taught teacher's what it was."""
+    of = {title: np.array([one["scores"][main] for one in seeds]) for title, seeds in results.items()}
+    pairs = {}
+    for title in results:
+        rival = "student kd" if title.startswith("student") else title.split(" after")[0] + " before"
+        if rival in results and rival != title:
+            pairs[title] = of[title], of[rival]
+    return pairs
+
+
+def blocks(scores, low, high):
+    """Scores by epoch as "▂▅▇█", `low` the lowest block and `high` the highest; of more than eight epochs eight."""
+    places = np.linspace(0, len(scores) - 1, min(len(scores), 8)).round()
+    drawn = ""
+    for place in places:
+        share = (scores[int(place)] - low) / max(high - low, 1e-9)
+        drawn += "▁▂▃▄▅▆▇█"[round(7 * share)]
+    return drawn
 
 
 def table(config: Config, task: data.Task, results):
-    """The run's table in Markdown, a row for each network, a column for each score; and what its numbers are."""
-    columns, most = list(results["teacher before"][0]["scores"]), results["teacher before"][0]["parameters"]
-    main = f"{columns[-1].split()[0]} {task.metrics[0]}"  # the task's first metric, on its last split
-    of = {
-        title: {c: np.array([one["scores"][c] for one in seeds]) for c in columns} for title, seeds in results.items()
-    }
-    rows = [["model", *columns, f"difference ({main})", "parameters", "times smaller", "seconds"]]
-    rows.append(["---"] * len(rows[0]))
+    """The run's table as rows of cells, the heading and a row for each network; and what its numbers are."""
+    first, main = results["teacher before"][0], main_score(task, results)
+    columns, pairs = [*first["scores"]], compared(results, main)
+    curves = {title: np.mean([one["by_epoch"] for one in seeds], axis=0) for title, seeds in results.items()}
+    points = np.concatenate([*curves.values()])
+    rows = [["model", *columns, "gain", "by epoch", "parameters", "times smaller", "seconds"]]
     for title in sorted(results, key=lambda title: title.startswith("student")):
-        is_student, size = title.startswith("student"), results[title][0]["parameters"]
-        rival = "student kd" if is_student else title.split(" after")[0] + " before"
-        compared = rival in results and rival != title
-        difference = paired_difference(of[title][main], of[rival][main]) if compared else ""
-        seconds = np.mean([seed["seconds"] for seed in results[title]])
+        seeds, size = results[title], results[title][0]["parameters"]
+        scores = [spread(np.array([one["scores"][column] for one in seeds])) for column in columns]
+        gain = paired_difference(*pairs[title]) if title in pairs else ""
+        by_epoch = blocks(curves[title], points.min(), points.max())
+        seconds = np.mean([one["seconds"] for one in seeds])
         seconds = "–" if np.isnan(seconds) else f"{seconds:.0f}"
-        scores = [spread(values) for values in of[title].values()]
-        rows.append([title, *scores, difference, f"{size:,}", f"{most / size:.1f}", seconds])
-    return (
-        "\n".join("| " + " | ".join(row) + " |" for row in rows)
-        + f"""
-
+        rows.append([title, *scores, gain, by_epoch, f"{size:,}", f"{first['parameters'] / size:.1f}", seconds])
+    notes = f"""
 {task.name} ({task.data}): {len(task.train):,} training examples, {task.label_noise:.0%} mislabelled, \
 {len(task.quiz):,} in the quiz; {config.seeds} seed(s); {config.precision}.
 Percent, after all epochs: {config.teacher_epochs} of a teacher, {config.warmup_epochs} + {config.epochs} of a student.
-Difference: students to kd, teacher to what it was, paired by seed, with a 95% interval.
+Gain, {main}: a student's over kd, a teacher's over what it was{", paired by seed, 95% interval" * (config.seeds > 1)}.
+By epoch: {columns[0]}, from {100 * points.min():.1f} (lowest block) to {100 * points.max():.1f} (highest).
 """
-    )
+    return rows, notes
+
+
+def layout(rows, width=np.inf):
+    """Rows of cells as a Markdown table of aligned columns. What is wider than `width` goes, from the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    while sum(widths) + 3 * len(widths) + 1 > width:
+        widths.pop()
+    lines = []
+    for row in [rows[0], ["-" * size for size in widths], *rows[1:]]:
+        cells = [cell.ljust(size) for cell, size in zip(row, widths)]
+        lines.append("| " + " | ".join(cells) + " |\n")
+    return "".join(lines)
+
+
+def what_next(config: Config, task: data.Task, results):
+    """What the table shows, in one sentence, and two commands to go on with."""
+    main, said = main_score(task, results), []
+    for title, pair in compared(results, main).items():
+        if title.startswith("student"):
+            said.append(f"{title.removeprefix('student ')} {verdict(*pair)} ({paired_difference(*pair)})")
+    found = f"Compared with kd, {main}: {', '.join(said) or 'nothing in this run'}.\n"
+    if config.seeds == 1:
+        found += "One seed decides little; with --seeds 5 there are intervals.\n"
+    texts = len(data.TASKS[task.name].texts)
+    example = ' "NLP is fun."' if texts == 1 else "  # then, line by line: a sentence, a tab, a sentence"
+    ask = f"Ask the models:  python train.py --out {config.out} --predict{example}\n" if texts else ""
+    return f"{found}{ask}See their page:  python notebooks/demo.py {config.out}"
 
 
 class Run(NamedTuple):
@@ -850,7 +915,7 @@ class Run(NamedTuple):
 
     config: Config
     out: Path
-    results: dict[str, list[dict]]  # {title: [{"scores": ..., "parameters": ..., "seconds": ...} of each seed]}
+    results: dict[str, list[dict]]  # {title: [of each seed {"scores", "by_epoch", "parameters", "seconds"}]}
     table: str
 
     @property
@@ -887,9 +952,13 @@ def run(config: Config, journal: dict | None = None) -> Run:
             take(of_seed(seed), name, journal)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped; to go on: python train.py --resume {out}") from None
-    text = table(config, task, journal["results"])
+    rows, notes = table(config, task, journal["results"])
+    text = layout(rows) + notes
     write_whole(out / "table.md", text)
-    print(f"\n{text}")
+    shown = layout(rows, os.get_terminal_size().columns) if sys.stdout.isatty() else layout(rows)
+    if shown != layout(rows):
+        shown += f"(The whole table: {out}/table.md)\n"
+    print(f"\n{shown}{notes}\n{what_next(config, task, journal['results'])}")
     return Run(config, out, journal["results"], text)
 
 

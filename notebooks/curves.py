@@ -3,32 +3,46 @@ where matplotlib is installed."""
 
 import json
 import sys
-from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-LINES = list(zip(("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#555555"), (":", "-.", "-", "--", (0, (5, 1, 1, 1, 1, 1)))))
+sys.path.insert(0, str(Path(__file__).parent))
+import draw as style
+
+SECOND_LINES = [(0, (1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2))]  # of the second, third, fourth of one colour
+
+
+def look_of(title) -> style.Look:
+    """The notebooks' colour for a row of the table; pkd has kd's, metadistil-pkd has metadistil's."""
+    kind = "teacher" if title.startswith("teacher") else title.removeprefix("student ").removesuffix("-pkd")
+    return style.LOOKS.get(kind, style.LOOKS["kd"])
 
 
 def draw(out) -> Path:
     """curves.png: dev score after each epoch, mean over the seeds and the range between them, of the students, and of
-    their teachers while taught. Raises FileNotFoundError if `out` holds no run."""
+    their teachers while they learn to teach. Raises FileNotFoundError if `out` holds no run."""
     log = [json.loads(line) for line in Path(out, "metrics.jsonl").read_text().splitlines()]
     seeds = 1 + max(entry["seed"] for entry in log)
     scored = [entry["scores"] for entry in log if "epoch" in entry and not entry["stage"].startswith("teacher")]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for title, (colour, style) in zip(dict.fromkeys(title for scores in scored for title in scores), cycle(LINES)):
+    drawn = []
+    for title in dict.fromkeys(title for scores in scored for title in scores):
         curves = [100 * next(iter(scores[title].values())) for scores in scored if title in scores]
         curves = np.reshape(curves, (seeds, -1))  # (seeds, epochs)
-        epochs, label = np.arange(curves.shape[1]) + 1, title.replace("after", "during")
-        axes.plot(epochs, curves.mean(axis=0), color=colour, linestyle=style, label=label)
-        axes.fill_between(epochs, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.15, linewidth=0)
+        epochs, label, look = np.arange(curves.shape[1]) + 1, title.replace("after", "during"), look_of(title)
+        line = [look.line, *SECOND_LINES][drawn.count(look.colour) % 4]
+        axes.plot(epochs, curves.mean(axis=0), color=look.colour, linestyle=line, linewidth=2, label=label)
+        axes.fill_between(epochs, curves.min(axis=0), curves.max(axis=0), color=look.colour, alpha=0.15, linewidth=0)
+        drawn.append(look.colour)
     seeds = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
     axes.set(xlabel="epoch", ylabel=f"dev score (%), {seeds}")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(path := Path(out, "curves.png"), dpi=150)
+    path = Path(out, "curves.png")
+    figure.savefig(path, dpi=150)
     plt.close(figure)
     return path
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import HTML, Markdown
 from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap
 
 
@@ -67,15 +66,19 @@ def signed(number, digits=2) -> str:
     return written.replace("-", "−")
 
 
-def table(columns, rows, caption=None) -> Markdown:
+def table(columns, rows, caption=None):
     """A table for the notebook. columns: the names; rows: lists of as many cells, text or numbers, LaTeX between $."""
+    from IPython.display import Markdown  # here, for curves.py does without
+
     lines = [columns, ["---"] * len(columns), *rows]
     text = "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
     return Markdown(f"{caption}\n\n{text}" if caption else text)
 
 
-def source(*objects) -> HTML:
+def source(*objects):
     """The source of functions or classes, to be read in the notebook where the module's code is meant."""
+    from IPython.display import HTML
+
     code = "\n\n".join(inspect.getsource(one) for one in objects)
     return HTML(f"<pre>{html.escape(code)}</pre>")
 

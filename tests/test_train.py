@@ -93,6 +93,60 @@ def test_the_table_shows_each_model_with_its_scores(finished):
     assert rows[0][2] == "test accuracy" and [row[2] for row in rows[2:]] == [train.spread(of[name]) for name in names]
     assert rows[6][3] == train.paired_difference(of["student metadistil"], of["student kd"]) and rows[5][3] == ""
     assert rows[3][3] == train.paired_difference(of["teacher after metadistil"], of["teacher before"])
+    lines = finished.table.split("\n\n")[0].splitlines()
+    assert len({len(line) for line in lines}) == 1  # aligned, so that it reads well raw, too
+
+
+def test_the_table_draws_the_dev_scores_by_epoch(finished):
+    log = [json.loads(line) for line in (finished.out / "metrics.jsonl").read_text().splitlines()]
+    for title, seeds in finished.results.items():
+        for seed, found in enumerate(seeds):
+            logged = [entry["scores"][title]["dev accuracy"] for entry in log
+                      if entry["seed"] == seed and title in entry.get("scores", {})]  # fmt: skip
+            assert logged and found["by_epoch"] == logged, title
+    curves = {title: np.mean([seed["by_epoch"] for seed in seeds], axis=0) for title, seeds in finished.results.items()}
+    low, high = min(map(min, curves.values())), max(map(max, curves.values()))
+    for title, curve in curves.items():
+        line = next(line for line in finished.table.splitlines() if title in line)
+        assert train.blocks(curve, low, high) in line, title
+    assert f"from {100 * low:.1f} (lowest block) to {100 * high:.1f} (highest)" in finished.table
+
+
+def test_blocks_worked_by_hand():
+    assert train.blocks(np.array([0.0, 0.25, 0.5, 1.0]), 0.0, 1.0) == "▁▃▅█"
+    assert train.blocks(np.array([0.7, 0.7]), 0.7, 0.7) == "▁▁"  # a flat curve
+    long = train.blocks(np.array([1.0] + [0.0] * 53 + [1.0]), 0.0, 1.0)
+    assert len(long) == 8 and long[0] == long[-1] == "█"  # the last epoch is always among them
+    assert train.blocks(np.array([]), 0.0, 1.0) == ""  # a teacher that a file brought
+
+
+def test_a_table_for_a_narrow_terminal_lacks_columns_on_the_right():
+    rows = [["model", "dev", "seconds"], ["a teacher", "71.0", "3"]]
+    whole = "| model     | dev  | seconds |\n| --------- | ---- | ------- |\n| a teacher | 71.0 | 3       |\n"
+    assert train.layout(rows) == train.layout(rows, 30) == whole
+    assert train.layout(rows, 29) == "| model     | dev  |\n| --------- | ---- |\n| a teacher | 71.0 |\n"
+
+
+def test_a_run_ends_with_what_the_table_shows_and_two_commands_that_work(finished, capsys):
+    ours, kd = ([seed["scores"]["test accuracy"] for seed in finished.results[f"student {name}"]] for name in ("metadistil", "kd"))
+    said = train.what_next(finished.config, finished.config.load(0), finished.results)
+    ours, kd = np.array(ours), np.array(kd)
+    assert f"metadistil {train.verdict(ours, kd)} ({train.paired_difference(ours, kd)})" in said
+    command = re.search(r"python train.py (--out .* --predict) \"(.*)\"", said)
+    train.main([*command[1].split(), command[2]])
+    assert capsys.readouterr().out.startswith("NLP is fun.\n  teacher before")
+    assert f"python notebooks/demo.py {finished.out}" in said and (ROOT / "notebooks" / "demo.py").exists()
+    assert "One seed" not in said and "One seed" in train.what_next(
+        train.Config(seeds=1, out="x"), finished.config.load(0), {title: of[:1] for title, of in finished.results.items()}
+    )
+
+
+def test_ahead_level_behind_by_the_interval():
+    theirs, noise = np.array([0.70, 0.72, 0.74]), np.array([0.001, -0.001, 0.0])
+    assert train.verdict(theirs + 0.02 + noise, theirs) == "ahead"
+    assert train.verdict(theirs - 0.02 + noise, theirs) == "behind"
+    assert train.verdict(theirs + noise + 0.0005, theirs) == "level"
+    assert train.verdict(theirs[:1] + 0.01, theirs[:1]) == "ahead" and train.verdict(theirs, theirs) == "level"
 
 
 def test_the_same_command_gives_the_same_numbers(finished, tmp_path):
