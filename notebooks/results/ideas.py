@@ -1,0 +1,97 @@
+"""train.py with a few methods more: `python notebooks/results/ideas.py --methods kd,own-job-1 ...` takes train.py's flags.
+
+Each idea is a row of train.METHODS and a few lines between the three calls of Algorithm 1. In all but `mutual` the
+student, its loss and what it sees are MetaDistil's; what differs is the gradient that the teacher's optimiser gets.
+"""
+
+import functools
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+import metadistil  # noqa: E402
+import train  # noqa: E402
+
+
+def meta_gradient(stage, batch, quiz, trace=None):
+    """Algorithm 1's first call, with the stage's settings -> ∇_{θ_T} L_q, a tensor for each teacher parameter."""
+    config = stage.config
+    settings = {"pilot_lr": config.pilot_lr, "mode": config.meta_grad, "micro_batch": config.micro_batch}
+    settings |= {"loss": stage.loss, "quiz_loss": stage.quiz_loss, "trace": trace}
+    return metadistil.meta_gradient(stage.student, stage.teachers, batch, quiz, **settings).grads
+
+
+def updates(stage, batch, grads):
+    """Its second and third call: the meta update by these gradients, and the real update -> L_S."""
+    metadistil.meta_update(stage.teachers, grads, stage.teacher_optimizer, stage.config.teacher_clip)
+    return metadistil.real_update(stage.student, stage.teachers, batch, stage.student_optimizer, stage.loss)
+
+
+def length(gradients):
+    """The norm of all of them together, a scalar."""
+    return torch.stack([gradient.norm() for gradient in gradients]).norm()
+
+
+def own_job(stage, batch, draw_quiz, log, weight, hears_quiz=True):
+    """The teacher keeps its own job: it also learns the labels of the training batch, as in Meta Pseudo Labels (Pham et
+    al. 2021), by a gradient `weight` times as long as the meta-gradient. Control: with the quiz unheard, by that alone."""
+    grads = meta_gradient(stage, batch, draw_quiz())
+    own = []
+    for teacher in stage.teachers:
+        _, of_teacher = metadistil.quiz_gradient(teacher, dict(teacher.named_parameters()), batch, stage.quiz_loss)
+        own += of_teacher.values()
+    scale = weight * length(grads) / length(own).clamp_min(1e-30)
+    combined = [scale * part + hears_quiz * gradient for part, gradient in zip(own, grads)]
+    return updates(stage, batch, combined)
+
+
+def less_the_mean(stage, batch, draw_quiz, log):
+    """Of ∂L_q/∂z_T the mean over the batch is left out: the quiz no longer shifts all answers alike, it only makes one
+    example's answer differ from another's."""
+    trace = {}
+    meta_gradient(stage, batch, draw_quiz(), trace)
+    dL_dz_T = trace["teacher_logits_gradient"]  # (B, K)
+    centred = dL_dz_T - dL_dz_T.mean(dim=0)
+    inputs, _ = batch
+    size = stage.config.micro_batch or len(centred)
+    return updates(stage, batch, metadistil.through_teachers(stage.teachers, inputs, None, [centred], size))
+
+
+def random_walk(stage, batch, draw_quiz, log):
+    """A control: the meta-gradient turned to a random direction, at the same length. No quiz has chosen these steps."""
+    grads = meta_gradient(stage, batch, draw_quiz())
+    noise = [torch.randn_like(gradient) for gradient in grads]
+    scale = length(grads) / length(noise)
+    return updates(stage, batch, [scale * part for part in noise])
+
+
+def mutual(stage, batch, draw_quiz, log):
+    """Mutual learning (Zhang et al. 2018): the student learns from the teacher, then the teacher from the student; no
+    quiz."""
+    L_S = metadistil.real_update(stage.student, stage.teachers, batch, stage.student_optimizer, stage.loss)
+    for teacher in stage.teachers:
+        metadistil.real_update(teacher, stage.student, batch, stage.teacher_optimizer, stage.loss)
+    return L_S
+
+
+def of_metadistil(step):
+    """A row of METHODS as MetaDistil's, but for the step."""
+    return train.METHODS["metadistil"]._replace(step=step)
+
+
+METHODS = {
+    "own-job-0.3": of_metadistil(functools.partial(own_job, weight=0.3)),
+    "own-job-1": of_metadistil(functools.partial(own_job, weight=1.0)),
+    "own-job-3": of_metadistil(functools.partial(own_job, weight=3.0)),
+    "own-job-1-alone": of_metadistil(functools.partial(own_job, weight=1.0, hears_quiz=False)),
+    "less-the-mean": of_metadistil(less_the_mean),
+    "random-walk": of_metadistil(random_walk),
+    # No quiz is sat, so its labels are not kept from the student, as from that of kd.
+    "mutual": of_metadistil(mutual)._replace(quiz_labels=True),
+}
+train.METHODS |= METHODS
+
+if __name__ == "__main__":
+    train.main()

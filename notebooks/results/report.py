@@ -1,0 +1,258 @@
+"""RESULTS.md from results.jsonl and template.md: `python notebooks/results/report.py`, which also draws the figures.
+
+The template's prose holds no numbers of results. Where it says {{table ARGUMENTS}}, the function of that name in PARTS
+puts what the record says: tables, sentences, and "ahead", "level" or "behind" by one rule, train.verdict.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+import draw  # noqa: E402
+import ideas  # noqa: E402
+import results  # noqa: E402
+import train  # noqa: E402
+
+HERE = results.HERE
+LINES = {  # of the study "noise": what a line shows -> kind of row, model, look in the figure (of students alone)
+    "teacher": ("plain", "teacher before", None),
+    "teacher tuned on the quiz": ("tuned", "student finetune", None),
+    "teacher after metadistil": ("metadistil", "teacher after metadistil", None),
+    "finetune": ("plain", "student finetune", draw.LOOKS["finetune"]),
+    "kd": ("plain", "student kd", draw.LOOKS["kd"]),
+    "metadistil": ("metadistil", "student metadistil", draw.LOOKS["metadistil"]),
+    "metadistil that learns the quiz, too": ("shared", "student metadistil", draw.Look(draw.LOOKS["metadistil"].colour, "s", ":")),
+    "kd without the quiz's labels": ("withheld", "student metadistil", draw.Look(draw.LOOKS["kd"].colour, "v", ":")),
+    "kd from the teacher tuned on the quiz": ("tuned-kd", "student kd", draw.LOOKS["teacher"]),
+    "student on the quiz alone": ("quiz-alone", "student finetune", draw.Look(draw.INK, "x", "-.")),
+}
+ANSWERS = {  # what a line of `answer` is about: study, rows
+    "built-in reviews, no label wrong": ("right", "plain", "metadistil"),
+    "built-in reviews, 40% wrong": ("reviews", "plain", "metadistil"),
+    "SST-2, from scratch": ("scratch", "plain"),
+    "SST-2, pretrained": ("improving", "plain"),
+    "SST-2, pretrained, 10% wrong": ("noise", "plain-0.1", "metadistil-0.1"),
+    "SST-2, pretrained, 20% wrong": ("noise", "plain-0.2", "metadistil-0.2"),
+    "SST-2, pretrained, 30% wrong": ("noise", "plain-0.3", "metadistil-0.3"),
+    "SST-2, pretrained, 40% wrong": ("noise", "plain-0.4", "metadistil-0.4"),
+    "CoLA, pretrained": ("cola", "plain"),
+    "MRPC, pretrained": ("mrpc", "plain"),
+    "CIFAR-100, a fifth of it": ("cifar", "plain"),
+}
+
+
+def models_of(study, *rows):
+    """{title: what was found of it} of all models that these rows of the record trained. An idea's student and teacher
+    stand under the titles of MetaDistil's."""
+    record, models = results.read_found(), {}
+    for row in rows:
+        for title, model in record[study, row]["models"].items():
+            method = title.split()[-1]
+            models[title.replace(method, "metadistil") if method in ideas.METHODS else title] = model
+    return models
+
+
+def scores(study, row, title, split="test"):
+    """A model's scores (seeds,) in the task's first metric; on dev where test has no labels. () if it was not run."""
+    if (study, row) not in results.read_found():
+        return np.array([])
+    model = models_of(study, row).get(title, {})
+    return np.array(next((model[name] for part in (split, "dev") for name in model if name.startswith(part)), []))
+
+
+def difference(ours, theirs):
+    """"+4.1 [+2.0, +6.2], ahead"."""
+    return f"{train.paired_difference(ours, theirs)}, {train.verdict(ours, theirs)}"
+
+
+# ---- What the template asks for
+
+
+def answer():
+    """Does it help, and when? A line for each of ANSWERS that has been run: kd's student, and, seed by seed, what
+    differs from it; and what the quiz did to the teacher."""
+    pairs = [("student finetune", "student kd"), ("student metadistil", "student kd")]
+    pairs.append(("teacher after metadistil", "teacher before"))
+    rows = [["", "score", "kd", "finetune less kd", "metadistil less kd", "teacher after less before"]]
+    for about, (study, *of) in ANSWERS.items():
+        if all((study, row) in results.read_found() for row in of):
+            models = models_of(study, *of)
+            *_, score = [name for name in models["student kd"] if name.startswith(("dev", "test"))]
+            score = next(name for name in models["student kd"] if name.startswith(score.split()[0]))
+            found = {title: np.array(model[score]) for title, model in models.items()}
+            differ = [difference(found[ours], found[theirs]) for ours, theirs in pairs]
+            rows.append([about, score, train.spread(found["student kd"]), *differ])
+    return train.layout(rows)
+
+
+def compare(words):
+    """"STUDY ROW TITLE / ROW TITLE": what the first is less the second, seed by seed."""
+    (study, row, title), (other_row, other_title) = [part.split(maxsplit=2 - n) for n, part in enumerate(words.split(" / "))]
+    ours, theirs = scores(study, row, title), scores(study, other_row, other_title)
+    return difference(ours, theirs) if len(ours) and len(theirs) else "not run"
+
+
+def mean(words):
+    """"STUDY ROW TITLE": mean and deviation of its scores."""
+    study, row, title = words.split(maxsplit=2)
+    return train.spread(scores(study, row, title))
+
+
+def settings_of(study):
+    """The settings, shares of wrong labels say, for which the study has a kd to compare with."""
+    return sorted(row.removeprefix("plain-") for of, row in results.read_found() if of == study and row.startswith("plain-"))
+
+
+def of_line(setting, kind, title, split="test"):
+    """The scores (seeds,) of a line of the study "noise" in one setting; of the quiz alone they hold for all."""
+    found = scores("noise", f"{kind}-{setting}", title, split)
+    return found if len(found) else scores("noise", kind, title, split)
+
+
+def noise(split="test"):
+    """The study "noise": a line for each of LINES, a column for each share of wrong labels. Of students also the
+    difference to the share's own kd."""
+    settings = settings_of("noise")
+    rows = [["", *settings]]
+    for label, (kind, title, look) in LINES.items():
+        cells = []
+        for setting in settings:
+            ours, kd = of_line(setting, kind, title, split), of_line(setting, *LINES["kd"][:2], split)
+            differs = f"; {train.paired_difference(ours, kd)}" if look and label != "kd" and len(ours) else ""
+            cells.append(train.spread(ours) + differs if len(ours) else "")
+        if any(cells):
+            rows.append([label, *cells])
+    return train.layout(rows)
+
+
+def label_of(row, command, first):
+    """A row's name in the overview: the flags that set it apart from the first row, or its own name."""
+    flags, common = [re.findall(r"--\S+ [^-]\S*|--\S+", text) for text in (command, first)]
+    own = [flag for flag in flags if flag not in common and not re.search("pt$|^--methods|^--out", flag)]
+    name = "-".join(" ".join(own).replace("--", "").split())
+    return f"`{' '.join(own)}`" if own and name == row else row
+
+
+def overview(words):
+    """"STUDY" or "STUDY dev": a line for each row, a column for each model that any row trained. Of students also the
+    difference to a kd of the same size (within 1%, for vocabularies differ): the row's own if it has a metadistil,
+    too, else the first row's. Minutes are of training, all seeds together."""
+    study, *split = words.split()
+    record = results.read_found()
+    trained = {}
+    for row in results.studies()[study]:
+        if (study, row) in record:
+            models = models_of(study, row)
+            trained[row] = {title: model for title, model in models.items() if model["seconds"][0] != 0}
+    titles = list(dict.fromkeys(title for models in trained.values() for title in models))
+    first, *_ = trained
+    table = [["", *titles, "minutes"]]
+    for row, models in trained.items():
+        kd = (models if {"student kd", "student metadistil"} <= {*models} else trained[first])["student kd"]
+        cells = [label_of(row, record[study, row]["command"], record[study, first]["command"])]
+        for title in titles:
+            cells.append(cell_of(title, models.get(title), kd, *split))
+        seconds = sum(np.nansum(np.array(model["seconds"], float)) for model in models.values())
+        table.append([*cells, f"{seconds / 60:.0f}"])
+    return train.layout(table)
+
+
+def cell_of(title, model, kd, split="test"):
+    """"84.2 ± 3.9; +9.0 [+6.3, +11.6]", a model's score and, of a student, its difference to kd."""
+    if model is None:
+        return ""
+    score = next(name for part in (split, "dev") for name in model if name.startswith(part))
+    cell = train.spread(np.array(model[score]))
+    like = np.allclose(model["parameters"], kd["parameters"], rtol=0.01)
+    if title.startswith("student") and model is not kd and like:
+        cell += f"; {train.paired_difference(np.array(model[score]), np.array(kd[score]))}"
+    return cell
+
+
+def costs(study):
+    """When each method is at its best on dev (the mean over the seeds after each epoch), and when it is as good as pkd's
+    best, or kd's where there is no pkd: the seconds of training until then. An epoch of warm-up is taken to cost what
+    one of finetune costs; the others of a method share the rest evenly."""
+    record, found = results.read_found(), {}
+    for row in ("plain", "metadistil"):
+        if (study, row) in record:
+            for title, model in record[study, row]["models"].items():
+                if title.startswith("student"):
+                    found[title] = model, record[study, row]["warmup_epochs"]
+    rival = "student pkd" if "student pkd" in found else "student kd"
+    rows = [["", "best on dev, %", "after epoch", "seconds", f"seconds to {rival.split()[1]}'s best"]]
+    curves = {title: np.mean(model["by_epoch"], axis=0) for title, (model, _) in found.items()}  # (epochs,)
+    an_epoch_of_labels = np.mean(found["student finetune"][0]["seconds"]) / len(curves["student finetune"])
+    for title, (model, warmup) in found.items():
+        warmup = 0 if title == "student finetune" else warmup
+        epochs = np.arange(1, len(curves[title]) + 1)
+        later = (np.mean(model["seconds"]) - warmup * an_epoch_of_labels) / (len(epochs) - warmup)
+        seconds = an_epoch_of_labels * np.minimum(epochs, warmup) + later * np.maximum(0, epochs - warmup)  # (epochs,)
+        best = curves[title].argmax()
+        level = np.flatnonzero(curves[title] >= curves[rival].max())
+        reached = f"{seconds[level[0]]:.0f}" if len(level) else "–"
+        rows.append([title, f"{100 * curves[title][best]:.1f}", str(best + 1), f"{seconds[best]:.0f}", reached])
+    return train.layout(rows)
+
+
+def commands(study):
+    """The study's commands on record, with the minutes of training that each took."""
+    lines = []
+    for (of, row), entry in results.read_found().items():
+        if of == study:
+            seconds = sum(np.nansum(np.array(model["seconds"], float)) for model in entry["models"].values())
+            lines.append(f"{entry['command']}    # {row}: {seconds / 60:.0f} min")
+    return "<details><summary>Commands</summary>\n\n```\n" + "\n".join(lines) + "\n```\n</details>"
+
+
+PARTS = {part.__name__: part for part in (answer, compare, mean, noise, overview, costs, commands)}
+
+
+# ---- The page and its figures
+
+
+def label_noise():
+    """The students' test accuracy over the share of wrong labels, and, seed by seed, its difference to kd; means with
+    95% intervals."""
+    draw.use_style()
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6))
+    students = [(label, line) for label, line in LINES.items() if line[2]]
+    for place, (label, (kind, title, look)) in enumerate(students):
+        of = {setting: of_line(setting, kind, title) for setting in settings_of("noise")}
+        of = {setting: found for setting, found in of.items() if len(found)}
+        less_kd = [found - of_line(setting, *LINES["kd"][:2]) for setting, found in of.items()]
+        where = 100 * np.array([*of], float) + 0.4 * (place - 2)  # side by side
+        for ax, found in zip(axes, (np.array([*of.values()]), np.array(less_kd))):  # (settings, seeds)
+            if len(found):
+                half = train.T_QUANTILES[found.shape[1] - 2] * found.std(axis=1, ddof=1) / np.sqrt(found.shape[1])
+                style = {"color": look.colour, "linestyle": look.line, "marker": look.marker, "capsize": 3}
+                ax.errorbar(where, 100 * found.mean(axis=1), 100 * half, **style, label=label)
+    axes[0].set(xlabel="wrong training labels (%)", ylabel="student's test accuracy (%)")
+    axes[1].set(xlabel="wrong training labels (%)", ylabel="the same less kd's, seed by seed (points)")
+    axes[0].legend(fontsize=9)
+    return figure
+
+
+def page():
+    """The template, filled in."""
+
+    def fill(found):
+        name, words = found.groups()
+        return PARTS[name](*[words.strip()] * bool(words.strip())).rstrip("\n")
+
+    return re.sub(r"\{\{(\w+)(.*?)\}\}", fill, (HERE / "template.md").read_text(encoding="utf-8"))
+
+
+def write():
+    """RESULTS.md, and the figure of the study "noise"."""
+    (HERE / "RESULTS.md").write_text(page(), encoding="utf-8")
+    label_noise().savefig(HERE / "figures" / "label_noise.png", dpi=100)
+    print(HERE / "RESULTS.md")
+
+
+if __name__ == "__main__":
+    write()

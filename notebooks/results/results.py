@@ -1,0 +1,239 @@
+"""The record's studies again: `python notebooks/results/results.py STUDY...` runs what is missing of a study, each row
+one command, and writes RESULTS.md anew; without a STUDY only that.
+
+What a row found is appended to results.jsonl when the row is done. A row that stands there is not run again (take its
+line out to see it run), and a run that was stopped goes on. Start it in the project's folder; there it looks for `glue`
+(GLUE's tasks), `cifar` (CIFAR-100) and `minilm`, as far as a study needs them; links will do. `minilm` is the directory
+of a published checkpoint, in which `python notebooks/fetch.py minilm` has made metadistil.pt. SST-2's published test
+file has no labels: 2,000 examples of its training file, always the same, are the test set here.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path[:0] = [str(HERE), str(ROOT)]
+import ideas  # noqa: E402
+import models  # noqa: E402
+import train  # noqa: E402
+
+FOUND, RUNS = HERE / "results.jsonl", "runs/results"
+SST2 = f"--task sst2 --data {RUNS}/glue --precision auto --seeds 5 --quiz-size 400"
+REVIEWS = "--task sst2 --data builtin --seeds 5"
+STUDENT = "--student minilm --student-layers 1,3,5"
+PAIR = f"{SST2} --train-size 1600 {STUDENT} --warmup-epochs 3"
+QUIZ = f"{SST2} --train-size 1 --methods finetune --warmup-epochs 0 --batch-size 64 --student-lr 7e-5"
+DEAF = "--teacher-lr 0 --meta-every 1000000"  # one quiz, at the first step, which moves the teacher by nothing
+WRONG = ("other-ids", "half-vocabulary")  # teachers that are wrong for another reason than their labels; see `spoil`
+HEARD = "--teacher-lr 3e-5 --pilot-lr 0.002 --quiz-batch-size 200"
+# SGD with momentum at three times AdamW's rate; a meta-gradient longer than 0.3, of which there are few, is cut.
+CLIPPED_SGD = "--teacher-optimizer momentum --teacher-schedule falls --teacher-lr 1.5e-3 --teacher-clip 0.3"
+
+
+def taught(study: str, row: str, model: str = "teacher-before") -> str:
+    """Where, seed by seed, another row leaves a model."""
+    return f"{RUNS}/{study}/{row}/seed{{seed}}/{model}.pt"
+
+
+def variants(study: str, base: str, plain: str, taught_rows: list[str], anew: list[str] = []) -> dict[str, str]:
+    """{row: flags}: "plain", then rows with its teachers, then rows with teachers of their own, all named by their flags."""
+    teacher = f"--teacher {taught(study, 'plain')} "
+    name = lambda row: "-".join(re.sub("--(methods [a-z,]+ )?", "", row).split()) or "metadistil"  # noqa: E731
+    rows = {"plain": plain} | {name(row): teacher + row for row in taught_rows} | {name(row): row for row in anew}
+    return {row: f"{base} {flags}" for row, flags in rows.items()}
+
+
+def improving(study: str, base: str, teacher: str, methods: str, epochs: int) -> dict[str, str]:
+    """Those of "Improving MetaDistil": an epoch of labels alone left out or not, word noise, a second teacher."""
+    cold, noisy = f"--methods metadistil --warmup-epochs 0 --epochs {epochs + 1}", "--methods kd,metadistil --noise 0.2"
+    plain, two = f"--teacher {teacher} --methods {methods}", f"--methods metadistil --teacher {teacher},{teacher}"
+    return variants(study, f"{base} --epochs {epochs}", plain, [cold, noisy], [two])
+
+
+def pictures(study: str, base: str) -> dict[str, str]:
+    """Static and dynamic; a teacher taught for another student; cross: that teacher, frozen, for the first student."""
+    rows = {"plain": "--methods finetune,kd,metadistil"}
+    rows["resnet14"] = f"--student resnet14 --methods metadistil --teacher {taught(study, 'plain')}"
+    rows["cross"] = f"--methods kd --teacher {taught(study, 'resnet14', 'teacher-after-metadistil')}"
+    return {row: f"{base} {flags}" for row, flags in rows.items()}
+
+
+def wrong_labels() -> dict[str, str]:
+    """The study "noise": {row: flags}; a row is a kind and a share of wrong labels."""
+    rows = {}
+    for shares in (("0.4", "0"), ("0.2",), ("0.1", "0.3")):
+        for kind, share in itertools.product(("plain", "tuned", "tuned-kd", "withheld", "metadistil", "shared"), shares):
+            teacher, flipped = taught("noise", f"plain-{share}"), f"{PAIR} --epochs 3 --alpha 0.9 --label-noise {share}"
+            tuned = taught("noise", f"tuned-{share}", "student-finetune")
+            rows[f"{kind}-{share}"] = {
+                "plain": f"{flipped} --teacher minilm --teacher-epochs 8 --methods finetune,kd",
+                "tuned": f"{QUIZ} --teacher {teacher} --student {teacher} --dropout 0.1 --epochs 8",
+                "tuned-kd": f"{flipped} --teacher {tuned} --methods kd",
+                "withheld": f"{flipped} --teacher {teacher} --methods metadistil {DEAF}",
+                "metadistil": f"{flipped} --teacher {teacher} --methods metadistil {HEARD}",
+                "shared": f"{flipped} --teacher {teacher} --methods metadistil {HEARD} --learn-quiz",
+            }[kind]
+    rows["quiz-alone"] = f"{QUIZ} --teacher {taught('noise', 'plain-0')} {STUDENT} --epochs 27"
+    return rows
+
+
+def honest(study: str, base: str) -> dict[str, str]:
+    """Ideas to keep a teacher honest, and their controls, each with the teachers of the study's first row."""
+    rows = {"plain": f"{base} --methods finetune,kd"}
+    methods = ["metadistil", "metadistil --no-pilot", f"metadistil {CLIPPED_SGD}", f"random-walk {CLIPPED_SGD}"]
+    methods += ["mutual", "less-the-mean", "own-job-1", "own-job-1-alone"]
+    names = ["metadistil", "no-pilot", "clipped-sgd", "random-walk", *methods[4:]]
+    for name, flags in zip(names, methods):
+        rows[name] = f"{base} --teacher {taught(study, 'plain')} --methods {flags}"
+    return rows
+
+
+def studies() -> dict[str, dict[str, str]]:
+    """{study: {row: flags of train.py}}. A row may take models from rows before it."""
+    plain, meta, both = "--methods finetune,kd", "--methods metadistil ", "--methods kd,metadistil "
+    gentle = [meta + flags for flags in ("", "--meta-every 4", "--teacher-lr 1e-4", "--learn-quiz", "--quiz-batch-size 50")]
+    late = f"{both}--warmup-epochs 20 --epochs 35"
+    reviews = [*gentle, late, *(f"{meta}--pilot-lr {rate}" for rate in (0.02, 0.5))]
+    reviews += [f"{both}--alpha {alpha}" for alpha in (0.1, 0.3, 0.5, 0.7)]
+    reviews += [*(f"{both}--temperature {T}" for T in (1, 4, 8)), f"{both}--student tiny"]
+    own = [f"{both}{flags}" for flags in ("--quiz-size 100", "--quiz-size 180", "--quiz-size 1000", "--teacher-epochs 160")]
+    own.append("--methods finetune --train-size 1 --batch-size 32 --epochs 75")  # the quiz and one sentence more
+    few = f"--data glue --precision auto --seeds 5 --teacher minilm {STUDENT} --teacher-epochs 3 --epochs 2"
+    three, four = "finetune,kd,metadistil", "finetune,kd,pkd,metadistil"
+    right = f"{REVIEWS} --label-noise 0"
+    spoilt = {kind: f"{right} --teacher {taught('right', 'plain', f'teacher-{kind}')} {both}" for kind in WRONG}
+    return {
+        "reviews": variants("reviews", REVIEWS, plain, reviews, own),
+        "right": variants("right", right, plain, [*gentle, late]) | spoilt,
+        "ideas": honest("ideas", REVIEWS),
+        "ideas-right": honest("ideas-right", right),
+        "mrpc": {"plain": f"--task mrpc {few} --methods {four}"},
+        "cola": {"plain": f"--task cola {few} --methods {four}"},
+        "scratch": improving("scratch", f"{SST2} --train-size 4000 --teacher-epochs 8", "mini", three, 4),
+        "improving": improving("improving", f"{SST2} --train-size 2000 {STUDENT}", "minilm", four, 2),
+        "noise": wrong_labels(),
+        "cifar": pictures("cifar", "--task cifar100 --data cifar --train-size 10000 --precision auto --seeds 5"),
+    }
+
+
+def prepare():
+    """runs/results/glue/SST-2: the published training and dev files, and a test set taken from the former."""
+    folder = Path(RUNS, "glue", "SST-2")
+    if not (folder / "test.tsv").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("train.tsv", "dev.tsv"):
+            (folder / name).write_bytes(Path("glue/SST-2", name).read_bytes())
+        header, *lines = (folder / "train.tsv").read_text().splitlines(keepends=True)
+        chosen = np.random.default_rng(0).permutation(len(lines))[:2000]
+        train.write_whole(folder / "test.tsv", "".join([header, *(lines[i] for i in sorted(chosen))]))
+
+
+def spoil(path: Path, kind: str):
+    """Beside the teacher saved at `path`, the same one misreading: "other-ids", the ids of another model, whose tokens
+    stand in another order; or "half-vocabulary", which lacks every other token (of their random order)."""
+    network, saved = models.read_saved(path)
+    tokenizer, rng = json.loads(saved["tokenizer"]), np.random.default_rng(0)
+    vocabulary = tokenizer["model"]["vocab"]  # {token: id}
+    tokens = rng.permutation([token for token in vocabulary if token[0] != "["]).tolist()
+    if kind == "other-ids":
+        vocabulary |= dict(zip(tokens, sorted(vocabulary[token] for token in tokens)))
+    else:
+        tokenizer["model"]["vocab"] = {token: n for token, n in vocabulary.items() if token not in tokens[::2]}
+    misreading = models.to_save(network, tokenizer=json.dumps(tokenizer), labels=saved["labels"])
+    train.write_whole(path.with_name(f"teacher-{kind}.pt"), misreading)
+
+
+def read_found() -> dict[tuple[str, str], dict]:
+    """{(study, row): {"command", "models": {title: {what: [of each seed]}}}}."""
+    lines = FOUND.read_text().splitlines() if FOUND.exists() else []
+    return {(entry["study"], entry["row"]): entry for entry in map(json.loads, lines)}
+
+
+def run_row(study: str, row: str, flags: str):
+    """Run one row to its end, in a process of one thread, from its last checkpoint if it has one."""
+    out = f"{RUNS}/{study}/{row}"
+    for kind in [kind for kind in WRONG if f"teacher-{kind}.pt" in flags]:
+        for path in Path(RUNS, study, "plain").glob("seed*/teacher-before.pt"):
+            spoil(path, kind)
+    script, *given = command_of(study, row, flags)
+    if Path(out, "checkpoint.pt").exists():
+        given = ["--resume", out]
+    print("python", script, *given, flush=True)
+    quiet = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([sys.executable, str(ROOT / script), *given], check=True, **quiet)
+
+
+def command_of(study: str, row: str, flags: str) -> list[str]:
+    """The words of a row's command, but for "python"."""
+    is_idea = re.search(r"--methods (\S+)", flags)[1] in ideas.METHODS
+    script = "notebooks/results/ideas.py" if is_idea else "train.py"
+    return [script, *flags.split(), "--out", f"{RUNS}/{study}/{row}"]
+
+
+def noted(study: str, row: str, flags: str) -> dict:
+    """What is noted of a finished row: the scores and costs of each model, of each seed; "by_epoch" are those on dev."""
+    config, journal = train.read_journal(f"{RUNS}/{study}/{row}")
+    models = {}
+    for title, seeds in journal["results"].items():
+        models[title] = {key: [round(one["scores"][key], 6) for one in seeds] for key in seeds[0]["scores"]}
+        models[title] |= {key: [one[key] for one in seeds] for key in ("parameters", "seconds")}
+        models[title]["by_epoch"] = [[round(score, 4) for score in one["by_epoch"]] for one in seeds]
+    command = " ".join(["python", *command_of(study, row, flags)])
+    return {"study": study, "row": row, "command": command, "warmup_epochs": config.warmup_epochs, "models": models}
+
+
+def run_study(study: str, rows: dict[str, str], jobs: int):
+    """Run the rows that are not on record, and those whose models they take if their runs are gone; `jobs` at a time,
+    none before those whose models it takes."""
+    known, running = read_found(), {}
+
+    def takes(row):
+        return [other for other in rows if f"/{study}/{other}/" in rows[row]]
+
+    def job(row, needed):
+        for future in needed:
+            future.result()
+        run_row(study, row, rows[row])
+        if (study, row) not in known:
+            with FOUND.open("a") as file:
+                file.write(json.dumps(noted(study, row, rows[row])).replace("NaN", "null") + "\n")
+
+    missing = [row for row in rows if (study, row) not in known]
+    for row in missing:  # grows by the rows that those take models from
+        missing += [other for other in takes(row) if other not in missing]
+    with ThreadPoolExecutor(jobs) as pool:
+        for row in [row for row in rows if row in missing]:
+            running[row] = pool.submit(job, row, [running[other] for other in takes(row)])
+        for future in running.values():
+            future.result()
+
+
+def main():
+    """The command line."""
+    known = studies()
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    choices = [*known, []]  # argparse holds even no study at all against them
+    flags.add_argument("studies", nargs="*", choices=choices, metavar="STUDY", help=", ".join(known))
+    flags.add_argument("--jobs", type=int, default=2, help="rows at a time, each on one core [2]")
+    given = flags.parse_args()
+    for study in given.studies:
+        if f"{RUNS}/glue" in "".join(known[study].values()):
+            prepare()
+        run_study(study, known[study], given.jobs)
+    import report  # which reads what was found, and draws
+
+    report.write()
+
+
+if __name__ == "__main__":
+    main()
