@@ -65,8 +65,8 @@ def scores(study, row, title, split="test"):
 
 
 def difference(ours, theirs):
-    """"+4.1 [+2.0, +6.2], ahead"."""
-    return f"{train.paired_difference(ours, theirs)}, {train.verdict(ours, theirs)}"
+    """Such as "ahead, +4.1 [+2.0, +6.2]"; points."""
+    return f"{train.verdict(ours, theirs)}, {train.paired_difference(ours, theirs)}"
 
 
 # ---- What the template asks for
@@ -89,11 +89,18 @@ def answer():
     return train.layout(rows)
 
 
-def compare(words):
-    """"STUDY ROW TITLE / ROW TITLE": what the first is less the second, seed by seed."""
-    (study, row, title), (other_row, other_title) = [part.split(maxsplit=2 - n) for n, part in enumerate(words.split(" / "))]
+def compare(words, said=difference):
+    """"STUDY ROW TITLE / ROW TITLE": the first beside the second, seed by seed."""
+    ours, theirs = words.split(" / ")
+    study, row, title = ours.split(maxsplit=2)
+    other_row, other_title = theirs.split(maxsplit=1)
     ours, theirs = scores(study, row, title), scores(study, other_row, other_title)
-    return difference(ours, theirs) if len(ours) and len(theirs) else "not run"
+    return said(ours, theirs) if len(ours) and len(theirs) else "not run"
+
+
+def change(words):
+    """As `compare`, without the verdict: of a teacher before and after its lessons."""
+    return compare(words, train.paired_difference)
 
 
 def mean(words):
@@ -148,6 +155,8 @@ def overview(words):
         if (study, row) in record:
             models = models_of(study, row)
             trained[row] = {title: model for title, model in models.items() if model["seconds"][0] != 0}
+    if not trained:
+        return "Not run."
     titles = list(dict.fromkeys(title for models in trained.values() for title in models))
     first, *_ = trained
     table = [["", *titles, "minutes"]]
@@ -209,7 +218,7 @@ def commands(study):
     return "<details><summary>Commands</summary>\n\n```\n" + "\n".join(lines) + "\n```\n</details>"
 
 
-PARTS = {part.__name__: part for part in (answer, compare, mean, noise, overview, costs, commands)}
+PARTS = {part.__name__: part for part in (answer, compare, change, mean, noise, overview, costs, commands)}
 
 
 # ---- The page and its figures
