@@ -17,11 +17,18 @@ HINTS = {  # by exercise, "2.1" for the first of notebook 02
     "3.2": "each example gives a block diag(p) − p pᵀ. What does the block do to the vector (1, 1, ..., 1)?",
     "3.3": "at T → ∞ every probability is 1/K. Put that into p_k and into the mean price.",
     "3.4": "ρ_q = p(1 | x_q) − y_q, and p is 0.5 everywhere. Average ρ over 30 with y_q = 1 and 10 with y_q = 0.",
+    "4.1": "start from the sentences that the large model has right. Which of them does the student miss? Which others "
+    "does it have?",
+    "4.2": "reader and raters agree where both are right, and where both are wrong. Add the two shares.",
+    "4.3": "with μ = 0 the teacher stays as it came. Which row of train.METHODS has such a teacher, and the quiz's labels?",
     "5.1": "a window of 32 × 32 lies in a frame of 40 × 40. How many places are there from top to bottom, and from left "
     "to right? Each window can also be mirrored.",
     "5.2": "a picture contributes +1, −1 or 0. The variance is the mean of the squares less the square of the mean. "
     "Divide by N, and take the root.",
     "5.3": "put p = 1 for one class and p = 0 for the others into the mean Σ p_j z_dot_j, then into p_k (z_dot_k − mean).",
+    "6.1": "put α = 0 into L_S. Which term is left? Does the teacher stand in it?",
+    "6.2": "the half-width is t_{n−1} · 2 / √n. Compute it for n = 2, 3, 4, ..., and stop at the first below 2.",
+    "6.3": "first the five differences, then their mean and their standard deviation s. t_4 is train.T_QUANTILES[3].",
 }
 
 

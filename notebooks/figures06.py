@@ -120,7 +120,7 @@ def watched(panels, warmup):
         ax.set(title=title, xlabel="epoch of the student", xticks=range(0, len(values), 2), ylim=(0, 105))
         ax.tick_params(labelleft=True)
     axes[0].set_ylabel("share of the teacher's answers (%)")
-    axes[0].legend(loc="lower left", bbox_to_anchor=(0, 0.02))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     plt.show()
 
 
@@ -206,7 +206,7 @@ def knobs_of_record(found, usual):
 
 
 def sizes(parameters, found, teacher, deviation):
-    """One seed: students by size. parameters: those of each; found: {method: score of each}; deviation at the middle."""
+    """One seed: students by size. parameters: of each; found: {method: score of each}; teacher: its score."""
     figure, ax = plt.subplots(figsize=(11, 5.2))
     for factor, method in ((0.98, "kd"), (1.02, "metadistil")):
         look, x, y = LOOKS[method], factor * np.array(parameters), 100 * np.array(found[method])
