@@ -1,0 +1,35 @@
+"""The README's two pictures: the numbers behind them, and that they are small enough for a page."""
+
+import sys
+
+import pytest
+from conftest import ROOT
+
+pytest.importorskip("matplotlib").use("agg")
+pytest.importorskip("IPython")
+Image = pytest.importorskip("PIL.Image")
+sys.path.insert(0, str(ROOT / "notebooks"))
+
+import film
+import scene
+
+
+def test_the_teacher_turns_and_the_quiz_loss_falls():
+    angles, copies, losses = zip(*film.steps())
+    first = {part.key: part.value for part in scene.one_step().parts}
+    assert losses[0] == pytest.approx(first["quiz_loss_after"].item())
+    assert copies[0].tolist() == pytest.approx(first["theta_S_prime"].tolist())
+    assert all(later < before for before, later in zip(losses, losses[1:]))
+    assert all(later < before for before, later in zip(angles, angles[1:])) and angles[-1] < angles[0] - 1
+
+
+def test_the_pictures_are_there_and_small():
+    whole = film.FOLDER / "film.gif"
+    assert whole.stat().st_size < 1_000_000 and (film.FOLDER / "step.png").stat().st_size < 100_000
+    with Image.open(whole) as film_:
+        assert film_.n_frames == film.STEPS
+        seen = set()
+        for frame in (0, film.STEPS // 2, film.STEPS - 1):
+            film_.seek(frame)
+            seen.add(film_.convert("RGB").tobytes())
+    assert len(seen) == 3  # it moves
