@@ -293,7 +293,12 @@ class Demo:
         """A row for each model, of its (label, probabilities)."""
         rows, before = [], {}
         for model, size, (label, probabilities), took in zip(self.models, self.sizes, of_models, milliseconds):
-            row = {"title": model.title, "parameters": size, "times_smaller": self.sizes[0] / size, "milliseconds": took}
+            row = {
+                "title": model.title,
+                "parameters": size,
+                "times_smaller": self.sizes[0] / size,
+                "milliseconds": took,
+            }
             teacher = teacher_of(model.title)
             row["is_after"] = teacher in before
             rows.append(row | compared(label, probabilities, before.get(teacher), truth))

@@ -19,8 +19,9 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 import draw  # noqa: E402
 import figures02  # noqa: E402
-import metadistil  # noqa: E402
 import scene  # noqa: E402
+
+import metadistil  # noqa: E402
 
 FOLDER = HERE / "figures"
 STEPS, RATE, COLOURS = 40, 0.5, 128  # frames of the film; μ, small, so that the teacher turns slowly; colours

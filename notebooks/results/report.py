@@ -15,6 +15,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 import draw  # noqa: E402
 import ideas  # noqa: E402
 import results  # noqa: E402
+
 import train  # noqa: E402
 
 HERE = results.HERE
@@ -25,7 +26,11 @@ LINES = {  # of the study "noise": what a line shows -> kind of row, model, look
     "finetune": ("plain", "student finetune", draw.LOOKS["finetune"]),
     "kd": ("plain", "student kd", draw.LOOKS["kd"]),
     "metadistil": ("metadistil", "student metadistil", draw.LOOKS["metadistil"]),
-    "metadistil that learns the quiz, too": ("shared", "student metadistil", draw.Look(draw.LOOKS["metadistil"].colour, "s", ":")),
+    "metadistil that learns the quiz, too": (
+        "shared",
+        "student metadistil",
+        draw.Look(draw.LOOKS["metadistil"].colour, "s", ":"),
+    ),
     "kd without the quiz's labels": ("withheld", "student metadistil", draw.Look(draw.LOOKS["kd"].colour, "v", ":")),
     "kd from the teacher tuned on the quiz": ("tuned-kd", "student kd", draw.LOOKS["teacher"]),
     "student on the quiz alone": ("quiz-alone", "student finetune", draw.Look(draw.INK, "x", "-.")),
@@ -90,7 +95,7 @@ def answer():
 
 
 def compare(words, said=difference):
-    """"STUDY ROW TITLE / ROW TITLE": the first beside the second, seed by seed."""
+    """ "STUDY ROW TITLE / ROW TITLE": the first beside the second, seed by seed."""
     ours, theirs = words.split(" / ")
     study, row, title = ours.split(maxsplit=2)
     other_row, other_title = theirs.split(maxsplit=1)
@@ -104,14 +109,16 @@ def change(words):
 
 
 def mean(words):
-    """"STUDY ROW TITLE": mean and deviation of its scores."""
+    """ "STUDY ROW TITLE": mean and deviation of its scores."""
     study, row, title = words.split(maxsplit=2)
     return train.spread(scores(study, row, title))
 
 
 def settings_of(study):
     """The settings, shares of wrong labels say, for which the study has a kd to compare with."""
-    return sorted(row.removeprefix("plain-") for of, row in results.read_found() if of == study and row.startswith("plain-"))
+    return sorted(
+        row.removeprefix("plain-") for of, row in results.read_found() if of == study and row.startswith("plain-")
+    )
 
 
 def of_line(setting, kind, title, split="test"):
@@ -145,7 +152,7 @@ def label_of(row, command, first):
 
 
 def overview(words):
-    """"STUDY" or "STUDY dev": a line for each row, a column for each model that any row trained. Of students also the
+    """ "STUDY" or "STUDY dev": a line for each row, a column for each model that any row trained. Of students also the
     difference to a kd of the same size (within 1%, for vocabularies differ): the row's own if it has a metadistil,
     too, else the first row's. Minutes are of training, all seeds together."""
     study, *split = words.split()
@@ -171,7 +178,7 @@ def overview(words):
 
 
 def cell_of(title, model, kd, split="test"):
-    """"84.2 ± 3.9; +9.0 [+6.3, +11.6]", a model's score and, of a student, its difference to kd."""
+    """ "84.2 ± 3.9; +9.0 [+6.3, +11.6]", a model's score and, of a student, its difference to kd."""
     if model is None:
         return ""
     score = next(name for part in (split, "dev") for name in model if name.startswith(part))

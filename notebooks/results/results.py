@@ -24,6 +24,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
 import ideas  # noqa: E402
+
 import models  # noqa: E402
 import train  # noqa: E402
 
@@ -72,7 +73,9 @@ def wrong_labels() -> dict[str, str]:
     """The study "noise": {row: flags}; a row is a kind and a share of wrong labels."""
     rows = {}
     for shares in (("0.4", "0"), ("0.2",), ("0.1", "0.3")):
-        for kind, share in itertools.product(("plain", "tuned", "tuned-kd", "withheld", "metadistil", "shared"), shares):
+        for kind, share in itertools.product(
+            ("plain", "tuned", "tuned-kd", "withheld", "metadistil", "shared"), shares
+        ):
             teacher, flipped = taught("noise", f"plain-{share}"), f"{PAIR} --epochs 3 --alpha 0.9 --label-noise {share}"
             tuned = taught("noise", f"tuned-{share}", "student-finetune")
             rows[f"{kind}-{share}"] = {
@@ -101,12 +104,16 @@ def honest(study: str, base: str) -> dict[str, str]:
 def studies() -> dict[str, dict[str, str]]:
     """{study: {row: flags of train.py}}. A row may take models from rows before it."""
     plain, meta, both = "--methods finetune,kd", "--methods metadistil ", "--methods kd,metadistil "
-    gentle = [meta + flags for flags in ("", "--meta-every 4", "--teacher-lr 1e-4", "--learn-quiz", "--quiz-batch-size 50")]
+    gentle = [
+        meta + flags for flags in ("", "--meta-every 4", "--teacher-lr 1e-4", "--learn-quiz", "--quiz-batch-size 50")
+    ]
     late = f"{both}--warmup-epochs 20 --epochs 35"
     reviews = [*gentle, late, *(f"{meta}--pilot-lr {rate}" for rate in (0.02, 0.5))]
     reviews += [f"{both}--alpha {alpha}" for alpha in (0.1, 0.3, 0.5, 0.7)]
     reviews += [*(f"{both}--temperature {T}" for T in (1, 4, 8)), f"{both}--student tiny"]
-    own = [f"{both}{flags}" for flags in ("--quiz-size 100", "--quiz-size 180", "--quiz-size 1000", "--teacher-epochs 160")]
+    own = [
+        f"{both}{flags}" for flags in ("--quiz-size 100", "--quiz-size 180", "--quiz-size 1000", "--teacher-epochs 160")
+    ]
     own.append("--methods finetune --train-size 1 --batch-size 32 --epochs 75")  # the quiz and one sentence more
     few = f"--data glue --precision auto --seeds 5 --teacher minilm {STUDENT} --teacher-epochs 3 --epochs 2"
     three, four = "finetune,kd,metadistil", "finetune,kd,pkd,metadistil"
