@@ -28,6 +28,14 @@ def test_its_lines_of_the_algorithm_are_the_codes():
     assert code in inspect.getsource(metadistil.metadistil_step)
 
 
+def test_its_networks_of_ones_own_run_as_they_stand():
+    [code] = re.findall(r"```python\n(import torch.*?)```", README, re.DOTALL)
+    found = {}
+    exec(code.replace("range(100)", "range(2)"), found)
+    assert all(theta.grad is None or theta.isfinite().all() for theta in found["teacher"].parameters())
+    assert found["step"] == 1 and found["teacher_optimizer"].state_dict()["state"][0]["step"] == 2  # it learnt twice
+
+
 def test_its_differences_are_those_of_the_record():
     results = (ROOT / "notebooks" / "results" / "RESULTS.md").read_text(encoding="utf-8")
     found = re.findall(r"[-+]\d+\.\d\s\[[-+]\d+\.\d, [-+]\d+\.\d\]", README.replace("\n ", ""))
