@@ -225,7 +225,7 @@ def test_micro_batches_change_no_gradient_and_bound_what_is_alive(case, mode, mi
 
 @pytest.mark.parametrize("mode", MODES)
 def test_what_the_teacher_is_told_is_the_gradient_in_its_logits(mode):
-    """For kd_loss it is (λ α / B) softmax(z_T/T) (ż_S − Σ softmax(z_T/T) ż_S), see README."""
+    """For kd_loss it is (λ α / B) softmax(z_T/T) (ż_S − Σ softmax(z_T/T) ż_S), see notebook 03, section 5."""
     student, teachers, batch, quiz = encoder_case(torch.float64)
     meta_gradient(student, teachers, batch, quiz, mode=mode, trace=(trace := {}), **SETTINGS)
     _, z_S_dot = metadistil.student_tangent(student, batch[0], trace["v"])
