@@ -14,12 +14,6 @@ import draw as style
 SECOND_LINES = [(0, (1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2))]  # of the second, third, fourth of one colour
 
 
-def look_of(title) -> style.Look:
-    """The notebooks' colour for a row of the table; pkd has kd's, metadistil-pkd has metadistil's."""
-    kind = "teacher" if title.startswith("teacher") else title.removeprefix("student ").removesuffix("-pkd")
-    return style.LOOKS.get(kind, style.LOOKS["kd"])
-
-
 def draw(out) -> Path:
     """curves.png: dev score after each epoch, mean over the seeds and the range between them, of the students, and of
     their teachers while they learn to teach. Raises FileNotFoundError if `out` holds no run."""
@@ -31,7 +25,7 @@ def draw(out) -> Path:
     for title in dict.fromkeys(title for scores in scored for title in scores):
         curves = [100 * next(iter(scores[title].values())) for scores in scored if title in scores]
         curves = np.reshape(curves, (seeds, -1))  # (seeds, epochs)
-        epochs, label, look = np.arange(curves.shape[1]) + 1, title.replace("after", "during"), look_of(title)
+        epochs, label, look = np.arange(curves.shape[1]) + 1, title.replace("after", "during"), style.look_of(title)
         line = [look.line, *SECOND_LINES][drawn.count(look.colour) % 4]
         axes.plot(epochs, curves.mean(axis=0), color=look.colour, linestyle=line, linewidth=2, label=label)
         axes.fill_between(epochs, curves.min(axis=0), curves.max(axis=0), color=look.colour, alpha=0.15, linewidth=0)

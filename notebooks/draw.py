@@ -38,6 +38,14 @@ LOOKS = {
     "positive": Look("#1F3A93", "P", "-"),  # class 1, and numbers above zero
     "negative": Look("#8B1A1A", "X", (0, (5, 1, 1, 1))),  # class 0, and numbers below zero
 }
+
+
+def look_of(title) -> Look:
+    """The look of a row of a run's table; pkd has kd's, metadistil-pkd metadistil's, a method of one's own kd's."""
+    kind = "teacher" if title.startswith("teacher") else title.removeprefix("student ").removesuffix("-pkd")
+    return LOOKS.get(kind, LOOKS["kd"])
+
+
 INK = "#1A1A1A"  # all that is not one of these
 GREY = "#767676"  # what stands in the background
 LIT = "#D0002F"  # what a figure speaks of just now

@@ -8,11 +8,6 @@ import numpy as np
 from draw import LOOKS
 
 
-def look_of(title) -> draw.Look:
-    """The look of a row of the run's table."""
-    return LOOKS["teacher"] if title.startswith("teacher") else LOOKS[title.removeprefix("student ")]
-
-
 def courses(curves, warmup_epochs):
     """Dev accuracy in percent after each epoch: {title of a row of the table: [...]}."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), sharey=True, width_ratios=(1, 1.5))
@@ -20,14 +15,15 @@ def courses(curves, warmup_epochs):
     left.plot(range(1, len(before) + 1), before, **LOOKS["teacher"].of_line())
     for epoch, word in ((int(np.argmax(before)), "best"), (len(before) - 1, "last")):
         left.plot(epoch + 1, before[epoch], **LOOKS["teacher"].of_points() | {"markersize": 10})
-        draw.note(left, f"{word} {before[epoch]:.0f}", (epoch + 1, before[epoch]), (-12, 12))
+        draw.note(left, f"{word} {before[epoch]:.0f}", (epoch + 1, before[epoch]), (0, 12), ha="center")
     left.set(title="the teacher learns from its raters", xlabel="epoch", ylabel="dev accuracy (%)")
+    left.set_xlim(0, len(before) + 1.5)
     right.axhline(before[-1], color=draw.GREY, lw=1.5)
-    draw.note(right, "teacher before", (0.6, before[-1]), (0, 5), color=draw.GREY)
+    draw.note(right, "teacher before", (0.6, before[-1]), (0, -20), color=draw.GREY)
     right.axvline(warmup_epochs + 0.5, color=draw.GREY, lw=1)
     for title, curve in curves.items():
         if title != "teacher before":
-            look = look_of(title)
+            look = draw.look_of(title)
             points = {"marker": look.marker, "markersize": 7, "markeredgecolor": draw.INK}
             label = title.replace("after", "during")
             right.plot(range(1, len(curve) + 1), curve, **look.of_line() | points, label=label)
@@ -94,6 +90,7 @@ def certainty(panels):
         ax.set(title=f"{title} ({len(before)} sentences)", xlabel="$p_T$ of the right class", xlim=(0, 1))
     axes[0].set_ylabel("share of these sentences (%)")
     axes[0].legend(loc="upper left")
+    figure.suptitle("At the end the teacher is surer, also of what it gets wrong")
     plt.show()
 
 
@@ -107,7 +104,7 @@ def pushes(middle, half):
         ax.errorbar(place, middle[:, column], half[:, column], fmt=style, color=colour, ms=8, lw=2.2, capsize=4,
                     label=name)  # fmt: skip
     ax.axhline(50, color=draw.INK, lw=1)
-    ax.text(0, 50.5, "as often as not", color=draw.GREY, va="bottom", fontsize=12)
+    ax.text(10 * len(middle) + 0.5, 49, "as often as not", color=draw.GREY, ha="right", va="top", fontsize=12)
     ax.set(xlabel="quizzes heard", ylabel="pushed to the truth (%)", xlim=(-1, 10 * len(middle) + 1))
     ax.set_title("The quiz is nearly as good a guide where the raters were wrong")
     ax.legend(loc="upper left")
@@ -148,7 +145,7 @@ def accuracies(sizes, series):
     """Accuracy by group in percent. series: {title: share and the two ends of its interval (3, groups)}."""
     figure, ax = plt.subplots(figsize=(11, 5.4))
     for place, (title, (share, low, high)) in enumerate(series.items()):
-        look = look_of(title)
+        look = draw.look_of(title)
         inside = "white" if title == "teacher before" else look.colour
         x = np.arange(len(share)) + 0.14 * (place - (len(series) - 1) / 2)
         ax.errorbar(x, share, [share - low, high - share], fmt=look.marker, color=look.colour, ms=10, lw=2, capsize=4,
@@ -166,7 +163,7 @@ def lost_and_won(sizes, panels):
     a share and the two ends of its interval (3, groups)."""
     figure, axes = plt.subplots(1, 2, figsize=(13, 5), sharey=True)
     for ax, (title, parts) in zip(axes, panels.items()):
-        look = look_of(title)
+        look = draw.look_of(title)
         for (share, low, high), sign, word, hatch in zip(parts, (1, -1), ("lost", "won"), ("///", "")):
             error = np.array([share - low, high - share][::sign]).clip(0)
             ax.bar(range(len(share)), sign * share, 0.62, color="white" if hatch else look.colour, hatch=hatch,
@@ -178,6 +175,7 @@ def lost_and_won(sizes, panels):
         ax.legend(loc="lower right")
         ax.yaxis.set_major_formatter(lambda y, _: f"{abs(y):.0f}")
     axes[0].set_ylabel("← won     share of the group (%)     lost →")
+    figure.suptitle("MetaDistil's student wins more sentences than it loses")
     plt.show()
 
 
@@ -196,7 +194,7 @@ def who_loses(sizes, teachers, students):
         ax.bar_label(bars, labels, label_type="center", fontsize=13, bbox=draw.ON_WHITE)
         bottom = bottom + 100 * counts / n
     by_group(ax, sizes)
-    ax.set(ylabel="share of the group (%)", ylim=(0, 1.35 * bottom.max()))
+    ax.set(ylabel="share of the group (%)", ylim=(0, 1.35 * max(bottom.max(), 1)))
     ax.set_title("Sentences that MetaDistil's student loses: who else has them wrong?")
     ax.legend(loc="upper left")
     plt.show()

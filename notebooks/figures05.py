@@ -28,6 +28,13 @@ def rows_of_grid(flowers):
     return pictures.PETALS if flowers else [f"{20 * row} …" for row in range(5)]
 
 
+def name_of(k, flowers):
+    """The name of class k, on two lines."""
+    if not flowers:
+        return f"class {k}"
+    return f"{pictures.PETALS[k // 20]} petals\n{pictures.STRIPES[k // 5 % 4]}, {pictures.HUES[k % 5]}"
+
+
 def name_grid(ax, flowers):
     """Name rows and columns of a 5 × 20 grid of classes, and part the blocks of one density of stripes."""
     ax.set_yticks(range(5), rows_of_grid(flowers))
@@ -37,7 +44,7 @@ def name_grid(ax, flowers):
         for x in (4.5, 9.5, 14.5):
             ax.axvline(x, color=draw.INK, lw=1)
     else:
-        ax.set(xlabel="class number, modulo 20")
+        ax.set(xlabel="class number, modulo 20", xticks=range(0, 20, 5))
     ax.grid(False)
     ax.tick_params(length=0)
 
@@ -78,7 +85,7 @@ def accuracies(accuracy, error, N, chance):
     ax.set_yticks(range(len(accuracy)), reversed(accuracy))
     ax.axhline(len(accuracy) - 3.5, color=draw.GREY, lw=0.8)
     ax.set(title="The teacher is ahead of its students", ylim=(-0.5, len(accuracy) - 0.4),
-           xlabel=f"accuracy (%) on {N:,} test pictures; bar: ± 1.96 standard errors; chance is {chance:g}")  # fmt: skip
+           xlabel=f"accuracy (%) on {N:,} test pictures; bar: ± 1.96 standard errors; chance is {chance:g}%")  # fmt: skip
     ax.margins(x=0.1)
     ax.grid(axis="y", visible=False)
     plt.show()
@@ -86,7 +93,7 @@ def accuracies(accuracy, error, N, chance):
 
 def by_class(accuracies, differences, flowers):
     """{network: accuracy (5, 20) in percent} on the left, {difference: points (5, 20)} on the right, two each."""
-    figure, axes = plt.subplots(2, 2, figsize=(14, 5.4))
+    figure, axes = plt.subplots(2, 2, figsize=(14, 6.2))
     for ax, (name, percent) in zip(axes[:, 0], accuracies.items()):
         shown = ax.imshow(percent, vmin=0, vmax=100)
         ax.set_title(name)
@@ -142,12 +149,12 @@ def softness(classes, moved):
         axes[0].hist(count.clip(1, 100), np.geomspace(1, 100, 41), histtype="step", lw=2.4, color=colour, ls=line,
                      label=name)  # fmt: skip
     axes[0].set(xscale="log", xlabel="classes in the soft target, $e^H$", ylabel="test pictures",
-                title="Half of them hold more than 4 classes")  # fmt: skip
+                title="Half of the soft targets\nhold more than 4 classes")  # fmt: skip
     axes[0].legend(loc="upper left", fontsize=10)
     axes[1].plot(classes["teacher, before"], classes["teacher, dynamic"], ".", color=LOOKS["teacher"].colour, ms=4)
     axes[1].plot([1, 100], [1, 100], color=draw.INK, lw=1)
     axes[1].set(xscale="log", yscale="log", xlabel="$e^H$ before", ylabel="$e^H$ after (dynamic)", aspect="equal",
-                title="Each picture before and after")  # fmt: skip
+                title="Each picture\nbefore and after")  # fmt: skip
     for axis in (axes[0].xaxis, axes[1].xaxis, axes[1].yaxis):
         axis.set_ticks(ticks, ticks)
     for name, share in moved.items():
@@ -165,7 +172,7 @@ def softness(classes, moved):
 def opinions(chosen, flowers):
     """Soft targets before and after. chosen: for each test picture its `image` (32, 32, 3), `words`, and of five classes
     `names`, `before`, `after` (percent) and `examples` (32, 32, 3) each."""
-    figure, axes = plt.subplots(len(chosen), 2, figsize=(12.5, 11), width_ratios=(1, 4.6))
+    figure, axes = plt.subplots(len(chosen), 2, figsize=(12.5, 11.5), width_ratios=(1, 4.6))
     highest = max(max(*one["before"], *one["after"]) for one in chosen)
     places = np.arange(5)
     for (ax, bars), one in zip(axes, chosen):

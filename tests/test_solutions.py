@@ -10,7 +10,8 @@ import pytest
 from conftest import ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
-SOLVED = ["01_soft_targets", "02_pilot_update", "03_second_order_gradient"]  # notebooks with exercises of this kind
+# Notebooks with exercises of this kind.
+SOLVED = ["01_soft_targets", "02_pilot_update", "03_second_order_gradient", "04_sst2", "05_cifar100", "06_experiments"]
 sys.path.insert(0, str(NOTEBOOKS))
 
 
