@@ -14,6 +14,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import signal
 import sys
 import time
@@ -102,7 +103,7 @@ class Config:
     meta_grad: str = option("way to the meta-gradient", [*metadistil.MODES], heeded="learning")
     micro_batch: int = option("examples at a time in the teacher's backward pass [all]", COUNT, heeded="learning")
     meta_every: int = option("the teacher learns at every K-th step", COUNT, heeded="learning")
-    no_pilot: bool = option("ablation: the quiz is sat at θ_S (by the jvp)", None, False, heeded="learning")
+    no_pilot: bool = option("ablation: the quiz is sat at θ_S (by the jvp)", None, False, heeded="pilot")
     learn_quiz: bool = option("students train on the quiz's labels, too", None, False, heeded="learning")
     seeds: int = option("do everything with seeds 0 to N-1", COUNT, 1)
     device: str = option("auto: cuda where there is one", DEVICES, "auto")
@@ -169,6 +170,7 @@ def heeds(config: Config, field):
         "always": True,
         "teacher": any(method.teacher != "none" for method in methods),
         "learning": any(method.teacher == "learning" for method in methods),
+        "pilot": any(method.step is meta_step for method in methods),
         "pkd": any(method.loss is patient_loss for method in methods),
     }
     return by[field.metadata["heeded"]]
@@ -297,11 +299,12 @@ def step_without_pilot(stage, batch, draw_quiz, log):
     config, student, teachers = stage.config, stage.student, stage.teachers
     theta_S = dict(student.named_parameters())
     L_q, v = metadistil.quiz_gradient(student, theta_S, draw_quiz(), stage.quiz_loss)
-    inputs, _ = batch
+    inputs, labels = batch
     z_T = metadistil.teach(teachers, inputs)
     z_T_leaf = metadistil.each_tensor(metadistil.leaf, z_T)
     dL_dz_T = metadistil.through_student_tangent(student, batch, z_T_leaf, v, config.pilot_lr, stage.loss)
     grads = metadistil.through_teachers(teachers, inputs, z_T, dL_dz_T, config.micro_batch)
+    grads = metadistil.mean_over_ranks(grads, len(labels))
     L_S = metadistil.real_update(student, teachers, batch, stage.student_optimizer, stage.loss)
     metadistil.meta_update(teachers, grads, stage.teacher_optimizer, config.teacher_clip)
     if log is not None:
@@ -550,6 +553,7 @@ class Seed:
             encoded = self.encoded[reader.role].get(split)
             if encoded:
                 logits = predict(reader.read, encoded).numpy()
+                expect(np.isfinite(logits).all(), f"{reader.role}: expected finite outputs; try a tenth of the rates")
                 predictions = logits.argmax(axis=-1) if self.task.label_names else logits[:, 0]
                 for name in self.task.metrics:
                     found[f"{split} {name}"] = METRICS[name](predictions, encoded.labels)
@@ -642,7 +646,8 @@ class Stage:
             return distil_step(self, batch, draw_quiz, log)
         share = SCHEDULES[config.teacher_schedule](since_warmup, self.total - self.warmup_steps)
         set_rate(self.teacher_optimizer, config.teacher_lr * share)
-        step = step_without_pilot if config.no_pilot else self.method.step
+        without = config.no_pilot and self.method.step is meta_step
+        step = step_without_pilot if without else self.method.step
         return step(self, batch, draw_quiz, log)
 
 
@@ -711,7 +716,7 @@ def finish(stage: Stage, journal, state):
         size = sum(theta.numel() for theta in learner.parameters())
         result = {"scores": scores, "by_epoch": state["by_epoch"][title], "parameters": size, "seconds": seconds}
         journal["results"].setdefault(title, []).append(result)
-        seconds = np.nan  # a stage's time is its first network's
+        seconds = np.nan  # the stage's other networks have no time of their own
     journal |= {"done": journal["done"] + 1, "under_way": None}
     save_journal(context.config, journal)
 
@@ -738,8 +743,8 @@ def show(what, total, state, noted):
     """Print the progress."""
     if RANK > 0:
         return
-    left = state["seconds"] / state["step"] * (total - state["step"])
-    line = f"{what:<18} {state['step']}/{total}  {left // 60:.0f}:{left % 60:02.0f} left"
+    left = round(state["seconds"] / state["step"] * (total - state["step"]))
+    line = f"{what:<18} {state['step']}/{total}  {left // 60}:{left % 60:02} left"
     for name, value in noted.items():
         line += f"  {name} {value:.3f}"
     print(line, file=sys.stderr, flush=True)
@@ -839,12 +844,12 @@ def main_score(task: data.Task, results):
 
 def compared(results, main):
     """{title: (its scores (seeds,), its rival's)}. A student's rival is kd's, a taught teacher's what it was."""
-    of = {title: np.array([one["scores"][main] for one in seeds]) for title, seeds in results.items()}
+    scores = {title: np.array([one["scores"][main] for one in seeds]) for title, seeds in results.items()}
     pairs = {}
     for title in results:
         rival = "student kd" if title.startswith("student") else title.split(" after")[0] + " before"
         if rival in results and rival != title:
-            pairs[title] = of[title], of[rival]
+            pairs[title] = scores[title], scores[rival]
     return pairs
 
 
@@ -876,7 +881,7 @@ def table(config: Config, task: data.Task, results):
     notes = f"""
 {task.name} ({task.data}): {len(task.train):,} training examples, {task.label_noise:.0%} mislabelled, \
 {len(task.quiz):,} in the quiz; {config.seeds} seed(s); {config.precision}.
-Percent, after all epochs: {config.teacher_epochs} of a teacher, {config.warmup_epochs} + {config.epochs} of a student.
+Percent, after all epochs: {len(first["by_epoch"])} of a teacher, {config.warmup_epochs} + {config.epochs} of a student.
 Gain, {main}: a student's over kd, a teacher's over what it was{", paired by seed, 95% interval" * (config.seeds > 1)}.
 By epoch: {columns[0]}, from {100 * points.min():.1f} (lowest block) to {100 * points.max():.1f} (highest).
 """
@@ -900,8 +905,9 @@ def what_next(config: Config, task: data.Task, results):
     main, said = main_score(task, results), []
     for title, pair in compared(results, main).items():
         if title.startswith("student"):
-            said.append(f"{title.removeprefix('student ')} {verdict(*pair)} ({paired_difference(*pair)})")
-    found = f"Compared with kd, {main}: {', '.join(said) or 'nothing in this run'}.\n"
+            by_rule = f" {verdict(*pair)}," if config.seeds > 1 else ""
+            said.append(f"{title.removeprefix('student ')}{by_rule} {paired_difference(*pair)}")
+    found = f"Compared with kd, {main}: {'; '.join(said) or 'nothing in this run'}.\n"
     if config.seeds == 1:
         found += "One seed decides little; with --seeds 5 there are intervals.\n"
     texts = len(data.TASKS[task.name].texts)
@@ -932,7 +938,8 @@ def run(config: Config, journal: dict | None = None) -> Run:
         config = resolve(config)
     check(config)
     of_seed = functools.lru_cache(1)(functools.partial(Seed, config))
-    names = list(dict.fromkeys([*list(config.sources(0))[1:], *config.methods.split(",")]))
+    _, *teachers = config.sources(0)
+    names = list(dict.fromkeys([*teachers, *config.methods.split(",")]))
     task = config.load(0)
     reads = depends_on(config, task)
     if begins:
@@ -955,7 +962,7 @@ def run(config: Config, journal: dict | None = None) -> Run:
     rows, notes = table(config, task, journal["results"])
     text = layout(rows) + notes
     write_whole(out / "table.md", text)
-    shown = layout(rows, os.get_terminal_size().columns) if sys.stdout.isatty() else layout(rows)
+    shown = layout(rows, shutil.get_terminal_size().columns) if sys.stdout.isatty() else layout(rows)
     if shown != layout(rows):
         shown += f"(The whole table: {out}/table.md)\n"
     print(f"\n{shown}{notes}\n{what_next(config, task, journal['results'])}")

@@ -196,7 +196,7 @@ def test_a_spoilt_teacher_is_the_same_network_that_misreads(tmp_path, kind):
 def test_a_row_that_fails_stops_the_study(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(results, "FOUND", tmp_path / "results.jsonl")
-    with pytest.raises(results.subprocess.CalledProcessError):
+    with pytest.raises(RuntimeError, match="noise, plain-0: train.py: --task nothing"):
         results.run_study("noise", {"plain-0": "--task nothing --methods kd"}, 1)
     assert not results.FOUND.exists()
 

@@ -131,7 +131,7 @@ def test_a_run_ends_with_what_the_table_shows_and_two_commands_that_work(finishe
     ours, kd = ([seed["scores"]["test accuracy"] for seed in finished.results[f"student {name}"]] for name in ("metadistil", "kd"))
     said = train.what_next(finished.config, finished.config.load(0), finished.results)
     ours, kd = np.array(ours), np.array(kd)
-    assert f"metadistil {train.verdict(ours, kd)} ({train.paired_difference(ours, kd)})" in said
+    assert f"metadistil {train.verdict(ours, kd)}, {train.paired_difference(ours, kd)}." in said
     command = re.search(r"python train.py (--out .* --predict) \"(.*)\"", said)
     train.main([*command[1].split(), command[2]])
     assert capsys.readouterr().out.startswith("NLP is fun.\n  teacher before")
@@ -139,6 +139,37 @@ def test_a_run_ends_with_what_the_table_shows_and_two_commands_that_work(finishe
     assert "One seed" not in said and "One seed" in train.what_next(
         train.Config(seeds=1, out="x"), finished.config.load(0), {title: of[:1] for title, of in finished.results.items()}
     )
+
+
+def test_the_table_on_a_terminal_without_a_width(finished, monkeypatch, capsys):
+    monkeypatch.setattr(train.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    train.run(*train.read_journal(finished.out))
+    said = capsys.readouterr().out
+    assert f"(The whole table: {finished.out}/table.md)" in said and "times smaller" not in said
+    assert max(len(line) for line in said.splitlines() if line.startswith("|")) <= 60
+
+
+def test_a_teacher_out_of_a_file_had_no_epochs_here(finished, tmp_path):
+    ready = str(finished.out / "seed{seed}" / "teacher-before.pt")
+    again = train.run(small(tmp_path / "again", teacher=ready, methods="kd"))
+    assert "after all epochs: 0 of a teacher" in again.table and "2 of a teacher" in finished.table
+
+
+def test_outputs_that_are_not_finite_have_no_score(finished):
+    context = train.Seed(finished.config, 0)
+    student = context.network("student")
+    torch.nn.init.constant_(student.network.classifier.bias, math.nan)
+    with pytest.raises(train.InputError, match="student: expected finite outputs"):
+        context.scores(student, "dev")
+
+
+def test_without_a_pilot_is_a_variant_of_metadistils_own_step(tmp_path, monkeypatch):
+    other = train.METHODS["metadistil"]._replace(step=lambda *_: None)
+    monkeypatch.setitem(train.METHODS, "other", other)
+    with pytest.raises(train.InputError, match="--no-pilot: none of --methods kd,other heeds it"):
+        train.check(train.Config(methods="kd,other", no_pilot=True))
+    train.check(train.Config(methods="other,metadistil", no_pilot=True))
 
 
 def test_ahead_level_behind_by_the_interval():
@@ -537,7 +568,7 @@ def test_other_tasks_run_with_their_metrics(name, columns, tmp_path, capsys):
     finished = train.run(small(out, **settings, data=str(folder), task=name))
     assert list(finished.results["student metadistil"][0]["scores"]) == columns
     main = columns[1] if name == "mnli" else columns[0]  # the task's first metric on the last split
-    assert f"difference ({main})" in finished.table
+    assert f"Gain, {main}: " in finished.table
     assert all(math.isfinite(score) for score in finished.results["student metadistil"][0]["scores"].values())
     capsys.readouterr()
     train.main(["--predict", "one thing\tanother" if name != "cola" else "one thing", "--out", str(out)])

@@ -1,4 +1,5 @@
-"""train.py with a few methods more: `python notebooks/results/ideas.py --methods kd,own-job-1 ...` takes train.py's flags.
+"""train.py with a few methods more: `python notebooks/results/ideas.py --methods kd,own-job-1 ...` takes train.py's flags
+(`--resume`, too).
 
 Each idea is a row of train.METHODS and a few lines between the three calls of Algorithm 1. In all but `mutual` the
 student, its loss and what it sees are MetaDistil's; what differs is the gradient that the teacher's optimiser gets.
@@ -40,11 +41,14 @@ def own_job(stage, batch, draw_quiz, log, weight, hears_quiz=True):
     grads = meta_gradient(stage, batch, draw_quiz())
     own = []
     for teacher in stage.teachers:
+        # No quiz: the function gives any network's gradient, here the teacher's on the training batch.
         _, of_teacher = metadistil.quiz_gradient(teacher, dict(teacher.named_parameters()), batch, stage.quiz_loss)
         own += of_teacher.values()
     scale = weight * length(grads) / length(own).clamp_min(1e-30)
-    combined = [scale * part + hears_quiz * gradient for part, gradient in zip(own, grads)]
-    return updates(stage, batch, combined)
+    own = [scale * part for part in own]
+    if hears_quiz:
+        own = [part + gradient for part, gradient in zip(own, grads)]
+    return updates(stage, batch, own)
 
 
 def less_the_mean(stage, batch, draw_quiz, log):
@@ -54,15 +58,17 @@ def less_the_mean(stage, batch, draw_quiz, log):
     meta_gradient(stage, batch, draw_quiz(), trace)
     dL_dz_T = trace["teacher_logits_gradient"]  # (B, K)
     centred = dL_dz_T - dL_dz_T.mean(dim=0)
-    inputs, _ = batch
-    size = stage.config.micro_batch or len(centred)
-    return updates(stage, batch, metadistil.through_teachers(stage.teachers, inputs, None, [centred], size))
+    inputs, labels = batch
+    size = stage.config.micro_batch or len(centred)  # with a size the teachers' outputs are computed again
+    grads = metadistil.through_teachers(stage.teachers, inputs, None, [centred], size)
+    return updates(stage, batch, metadistil.mean_over_ranks(grads, len(labels)))
 
 
 def random_walk(stage, batch, draw_quiz, log):
     """A control: the meta-gradient turned to a random direction, at the same length. No quiz has chosen these steps."""
     grads = meta_gradient(stage, batch, draw_quiz())
     noise = [torch.randn_like(gradient) for gradient in grads]
+    noise = metadistil.mean_over_ranks(noise, 1)  # on several processes one direction for all
     scale = length(grads) / length(noise)
     return updates(stage, batch, [scale * part for part in noise])
 

@@ -1,7 +1,7 @@
 """RESULTS.md from results.jsonl and template.md: `python notebooks/results/report.py`, which also draws the figures.
 
-The template's prose holds no numbers of results. Where it says {{table ARGUMENTS}}, the function of that name in PARTS
-puts what the record says: tables, sentences, and "ahead", "level" or "behind" by one rule, train.verdict.
+The template's prose holds no numbers of results. Where it says {{NAME ARGUMENTS}}, the function of that name in PARTS
+puts what the record says: tables, numbers, and "ahead", "level" or "behind" by one rule, train.verdict.
 """
 
 import re
@@ -61,12 +61,22 @@ def models_of(study, *rows):
     return models
 
 
+def score_name(model, split="test"):
+    """The name of a model's score in the task's first metric on the split; on dev where test has no labels."""
+    return next(name for part in (split, "dev") for name in model if name.startswith(part))
+
+
 def scores(study, row, title, split="test"):
-    """A model's scores (seeds,) in the task's first metric; on dev where test has no labels. () if it was not run."""
+    """A model's scores (seeds,); () if the row was not run."""
     if (study, row) not in results.read_found():
         return np.array([])
-    model = models_of(study, row).get(title, {})
-    return np.array(next((model[name] for part in (split, "dev") for name in model if name.startswith(part)), []))
+    model = models_of(study, row)[title]
+    return np.array(model[score_name(model, split)])
+
+
+def minutes(models):
+    """Of training, of all models and seeds together."""
+    return sum(np.nansum(np.array(model["seconds"], float)) for model in models.values()) / 60
 
 
 def difference(ours, theirs):
@@ -86,8 +96,7 @@ def answer():
     for about, (study, *of) in ANSWERS.items():
         if all((study, row) in results.read_found() for row in of):
             models = models_of(study, *of)
-            *_, score = [name for name in models["student kd"] if name.startswith(("dev", "test"))]
-            score = next(name for name in models["student kd"] if name.startswith(score.split()[0]))
+            score = score_name(models["student kd"])
             found = {title: np.array(model[score]) for title, model in models.items()}
             differ = [difference(found[ours], found[theirs]) for ours, theirs in pairs]
             rows.append([about, score, train.spread(found["student kd"]), *differ])
@@ -111,7 +120,8 @@ def change(words):
 def mean(words):
     """ "STUDY ROW TITLE": mean and deviation of its scores."""
     study, row, title = words.split(maxsplit=2)
-    return train.spread(scores(study, row, title))
+    found = scores(study, row, title)
+    return train.spread(found) if len(found) else "not run"
 
 
 def settings_of(study):
@@ -143,14 +153,6 @@ def noise(split="test"):
     return train.layout(rows)
 
 
-def label_of(row, command, first):
-    """A row's name in the overview: the flags that set it apart from the first row, or its own name."""
-    flags, common = [re.findall(r"--\S+ [^-]\S*|--\S+", text) for text in (command, first)]
-    own = [flag for flag in flags if flag not in common and not re.search("pt$|^--methods|^--out", flag)]
-    name = "-".join(" ".join(own).replace("--", "").split())
-    return f"`{' '.join(own)}`" if own and name == row else row
-
-
 def overview(words):
     """ "STUDY" or "STUDY dev": a line for each row, a column for each model that any row trained. Of students also the
     difference to a kd of the same size (within 1%, for vocabularies differ): the row's own if it has a metadistil,
@@ -161,27 +163,30 @@ def overview(words):
     for row in results.studies()[study]:
         if (study, row) in record:
             models = models_of(study, row)
-            trained[row] = {title: model for title, model in models.items() if model["seconds"][0] != 0}
+            trained[row] = {title: model for title, model in models.items() if was_trained(model)}
     if not trained:
         return "Not run."
     titles = list(dict.fromkeys(title for models in trained.values() for title in models))
-    first, *_ = trained
+    first, *_ = trained.values()
     table = [["", *titles, "minutes"]]
     for row, models in trained.items():
-        kd = (models if {"student kd", "student metadistil"} <= {*models} else trained[first])["student kd"]
-        cells = [label_of(row, record[study, row]["command"], record[study, first]["command"])]
-        for title in titles:
-            cells.append(cell_of(title, models.get(title), kd, *split))
-        seconds = sum(np.nansum(np.array(model["seconds"], float)) for model in models.values())
-        table.append([*cells, f"{seconds / 60:.0f}"])
+        has_both = {"student kd", "student metadistil"} <= {*models}
+        kd = (models if has_both else first)["student kd"]
+        cells = [cell_of(title, models.get(title), kd, *split) for title in titles]
+        table.append([row, *cells, f"{minutes(models):.0f}"])
     return train.layout(table)
+
+
+def was_trained(model):
+    """Whether the row trained it; a teacher that a file brought has no seconds."""
+    return model["seconds"][0] != 0
 
 
 def cell_of(title, model, kd, split="test"):
     """ "84.2 ± 3.9; +9.0 [+6.3, +11.6]", a model's score and, of a student, its difference to kd."""
     if model is None:
         return ""
-    score = next(name for part in (split, "dev") for name in model if name.startswith(part))
+    score = score_name(model, split)
     cell = train.spread(np.array(model[score]))
     like = np.allclose(model["parameters"], kd["parameters"], rtol=0.01)
     if title.startswith("student") and model is not kd and like:
@@ -220,8 +225,7 @@ def commands(study):
     lines = []
     for (of, row), entry in results.read_found().items():
         if of == study:
-            seconds = sum(np.nansum(np.array(model["seconds"], float)) for model in entry["models"].values())
-            lines.append(f"{entry['command']}    # {row}: {seconds / 60:.0f} min")
+            lines.append(f"{entry['command']}    # {row}: {minutes(entry['models']):.0f} min")
     return "<details><summary>Commands</summary>\n\n```\n" + "\n".join(lines) + "\n```\n</details>"
 
 
@@ -241,12 +245,12 @@ def label_noise():
         of = {setting: of_line(setting, kind, title) for setting in settings_of("noise")}
         of = {setting: found for setting, found in of.items() if len(found)}
         less_kd = [found - of_line(setting, *LINES["kd"][:2]) for setting, found in of.items()]
-        where = 100 * np.array([*of], float) + 0.4 * (place - 2)  # side by side
+        where = 100 * np.array([*of], float) + 0.4 * (place - (len(students) - 1) / 2)  # side by side
         for ax, found in zip(axes, (np.array([*of.values()]), np.array(less_kd))):  # (settings, seeds)
             if len(found):
-                half = train.T_QUANTILES[found.shape[1] - 2] * found.std(axis=1, ddof=1) / np.sqrt(found.shape[1])
+                half = [train.interval(seeds, 0)[1] for seeds in found]
                 style = {"color": look.colour, "linestyle": look.line, "marker": look.marker, "capsize": 3}
-                ax.errorbar(where, 100 * found.mean(axis=1), 100 * half, **style, label=label)
+                ax.errorbar(where, 100 * found.mean(axis=1), half, **style, label=label)
     axes[0].set(xlabel="wrong training labels (%)", ylabel="student's test accuracy (%)")
     axes[1].set(xlabel="wrong training labels (%)", ylabel="the same less kd's, seed by seed (points)")
     axes[0].legend(fontsize=9)
@@ -258,7 +262,8 @@ def page():
 
     def fill(found):
         name, words = found.groups()
-        return PARTS[name](*[words.strip()] * bool(words.strip())).rstrip("\n")
+        words = words.strip()
+        return (PARTS[name](words) if words else PARTS[name]()).rstrip("\n")
 
     return re.sub(r"\{\{(\w+)(.*?)\}\}", fill, (HERE / "template.md").read_text(encoding="utf-8"))
 

@@ -1,8 +1,8 @@
 """The record's studies again: `python notebooks/results/results.py STUDY...` runs what is missing of a study, each row
 one command, and writes RESULTS.md anew; without a STUDY only that.
 
-What a row found is appended to results.jsonl when the row is done. A row that stands there is not run again (take its
-line out to see it run), and a run that was stopped goes on. Start it in the project's folder; there it looks for `glue`
+What a row found is appended to results.jsonl when the row is done. A row that stands there is not run again (to see it
+run, take out its line, and its folder under runs/results/), and a run that was stopped goes on. Start it in the project's folder; there it looks for `glue`
 (GLUE's tasks), `cifar` (CIFAR-100) and `minilm`, as far as a study needs them; links will do. `minilm` is the directory
 of a published checkpoint, in which `python notebooks/fetch.py minilm` has made metadistil.pt. SST-2's published test
 file has no labels: 2,000 examples of its training file, always the same, are the test set here.
@@ -49,7 +49,10 @@ def taught(study: str, row: str, model: str = "teacher-before") -> str:
 def variants(study: str, base: str, plain: str, taught_rows: list[str], anew: list[str] = []) -> dict[str, str]:
     """{row: flags}: "plain", then rows with its teachers, then rows with teachers of their own, all named by their flags."""
     teacher = f"--teacher {taught(study, 'plain')} "
-    name = lambda row: "-".join(re.sub("--(methods [a-z,]+ )?", "", row).split()) or "metadistil"  # noqa: E731
+
+    def name(row):
+        return "-".join(re.sub("--(methods [a-z,]+ )?", "", row).split()) or "metadistil"
+
     rows = {"plain": plain} | {name(row): teacher + row for row in taught_rows} | {name(row): row for row in anew}
     return {row: f"{base} {flags}" for row, flags in rows.items()}
 
@@ -92,11 +95,18 @@ def wrong_labels() -> dict[str, str]:
 
 def honest(study: str, base: str) -> dict[str, str]:
     """Ideas to keep a teacher honest, and their controls, each with the teachers of the study's first row."""
+    methods = {
+        "metadistil": "metadistil",
+        "no-pilot": "metadistil --no-pilot",
+        "clipped-sgd": f"metadistil {CLIPPED_SGD}",
+        "random-walk": f"random-walk {CLIPPED_SGD}",
+        "mutual": "mutual",
+        "less-the-mean": "less-the-mean",
+        "own-job-1": "own-job-1",
+        "own-job-1-alone": "own-job-1-alone",
+    }
     rows = {"plain": f"{base} --methods finetune,kd"}
-    methods = ["metadistil", "metadistil --no-pilot", f"metadistil {CLIPPED_SGD}", f"random-walk {CLIPPED_SGD}"]
-    methods += ["mutual", "less-the-mean", "own-job-1", "own-job-1-alone"]
-    names = ["metadistil", "no-pilot", "clipped-sgd", "random-walk", *methods[4:]]
-    for name, flags in zip(names, methods):
+    for name, flags in methods.items():
         rows[name] = f"{base} --teacher {taught(study, 'plain')} --methods {flags}"
     return rows
 
@@ -176,13 +186,21 @@ def run_row(study: str, row: str, flags: str):
     if Path(out, "checkpoint.pt").exists():
         given = ["--resume", out]
     print("python", script, *given, flush=True)
-    quiet = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run([sys.executable, str(ROOT / script), *given], check=True, **quiet)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *given],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{study}, {row}: {done.stderr.splitlines()[-1]}")
 
 
 def command_of(study: str, row: str, flags: str) -> list[str]:
     """The words of a row's command, but for "python"."""
-    is_idea = re.search(r"--methods (\S+)", flags)[1] in ideas.METHODS
+    methods = re.search(r"--methods (\S+)", flags)[1].split(",")
+    is_idea = any(method in ideas.METHODS for method in methods)
     script = "notebooks/results/ideas.py" if is_idea else "train.py"
     return [script, *flags.split(), "--out", f"{RUNS}/{study}/{row}"]
 
