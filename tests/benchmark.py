@@ -279,4 +279,8 @@ def agree(bench):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except data.InputError as error:
+        print(f"benchmark.py: {error}", file=sys.stderr)
+        sys.exit(2)
