@@ -255,6 +255,10 @@ class Demo:
                 model.labels = class_names(folder, len(model.labels)) or model.labels
         self.labels = self.models[0].labels
         self.sizes = [sum(theta.numel() for theta in model.network.parameters()) for model in self.models]
+        self.by_tokenizer = collections.defaultdict(list)
+        for model in self.models if self.fields else []:
+            cuts_by = model.tokenizer.to_str(), model.network.config.max_tokens
+            self.by_tokenizer[cuts_by].append(model)
         self.answer(("a",) * self.fields if self.fields else self.pictures.examples[0])  # the first time is slow
 
     def example(self, question):
@@ -314,14 +318,13 @@ class Demo:
         return ", ".join(f"{label}: {count} of {len(rows)} models" for label, count in counts)
 
     def tokens(self, texts):
-        """How the texts are cut up, [{"models": titles, "tokens": [(token, is it unknown?)], "is_cut": bool}]. Models
-        that cut alike share one."""
-        titles = collections.defaultdict(list)
-        for model in self.models:
-            titles[cut_up(model, texts)].append(model.title)
+        """How the texts are cut up, [{"models": titles, "tokens": [(token, is it unknown?)], "is_cut": bool}]; models of
+        one tokeniser share a line."""
         cuts = []
-        for (tokens, is_cut), those in titles.items():
-            cuts.append({"models": ", ".join(those), "tokens": tokens, "is_cut": is_cut})
+        for those in self.by_tokenizer.values():
+            tokens, is_cut = cut_up(those[0], texts)
+            titles = ", ".join(model.title for model in those)
+            cuts.append({"models": titles, "tokens": tokens, "is_cut": is_cut})
         return cuts
 
 
@@ -353,14 +356,14 @@ def compared(label, probabilities, before, truth):
 
 
 def cut_up(model, texts):
-    """((token, is it unknown?) for each, whether the end is cut off). In place of an unknown token stands its word."""
+    """([(token, is it unknown?)], whether the end is cut off). In place of an unknown token stands its word."""
     model.tokenizer.enable_truncation(min(data.MAX_LENGTH, model.network.config.max_tokens))
     encoding = model.tokenizer.encode(*texts)
     unknown, tokens = getattr(model.tokenizer.model, "unk_token", None), []
     for token, which, (start, end) in zip(encoding.tokens, encoding.sequence_ids, encoding.offsets):
         is_unknown = token == unknown and which is not None  # which text, or None of a token between them
         tokens.append((texts[which][start:end] if is_unknown else token, is_unknown))
-    return tuple(tokens), bool(encoding.overflowing)
+    return tokens, bool(encoding.overflowing)
 
 
 def class_names(folder, count):

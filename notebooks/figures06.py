@@ -3,8 +3,9 @@
 import draw
 import matplotlib.pyplot as plt
 import numpy as np
-import train
 from draw import LOOKS, Look
+
+import train
 
 WRONG = "wrong labels in training (%)"
 LESS_KD = "less KD's, seed by seed (points)"
@@ -119,7 +120,7 @@ def watched(panels, warmup):
         shade(ax, 0, warmup)
         ax.set(title=title, xlabel="epoch of the student", xticks=range(0, len(values), 2), ylim=(0, 105))
         ax.tick_params(labelleft=True)
-    axes[0].set_ylabel("share of the teacher's answers (%)")
+    axes[0].set_ylabel("share of the sentences (%)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     plt.show()
 
@@ -141,8 +142,8 @@ def rivals(shares, scores):
     less_kd = {line: found - scores["kd"] for line, found in scores.items() if line != "kd"}
     right.axhline(0, **LOOKS["kd"].of_line())
     lines_of_record(right, shares, less_kd, offsets[1:])
-    left.set(title="With many wrong labels the quiz alone teaches best", ylabel="student's test accuracy (%)")
-    right.set(title="MetaDistil falls behind KD", ylabel=LESS_KD)
+    left.set(title="With 40% wrong labels the quiz alone teaches best", ylabel="student's test accuracy (%)")
+    right.set(title="The rivals gain on KD, MetaDistil falls behind", ylabel=LESS_KD)
     left.legend(loc="lower left")
     plt.show()
 
@@ -152,7 +153,7 @@ def reasons(shares, less_kd, less_before):
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.4))
     left.axhline(0, **LOOKS["kd"].of_line(), label="kd")
     lines_of_record(left, shares, less_kd, (-0.5, 0, 0.5))
-    left.set(title="It costs the student that it does not see the quiz's labels", ylabel=LESS_KD)
+    left.set(title="Without the quiz's labels a student falls behind", ylabel=LESS_KD)
     right.axhline(0, color=draw.INK, lw=1)
     lines_of_record(right, shares, less_before, (-0.3, 0.3))
     right.set(title="Only tuning on the quiz repairs the teacher", ylabel="teacher's gain, seed by seed (points)")
@@ -188,7 +189,7 @@ def knobs_of_record(found, usual):
     titles = (
         r"A small $\alpha$ costs MetaDistil more than KD",
         "$T$ hardly matters to either",
-        "KD takes no pilot step",
+        r"MetaDistil is ahead with each $\lambda$",
         "A quiz can be too small, and too large",
     )
     for ax, title, (knob, by_value) in zip(axes.flat, titles, found.items()):
@@ -236,7 +237,7 @@ def ideas(found, deviation):
                 ax.axvline(value, color=look.colour, lw=1.2, ls=look.line, zorder=0)
     ax.set_yticks(range(len(found)), [*found])
     ax.set(xlabel="student's dev accuracy (%)", ylim=(len(found) - 0.5, -0.5))
-    ax.set_title("One seed: does a mark leave the usual setting's by more than the bar?")
+    ax.set_title("One seed: does a mark lie beyond the usual setting's bar?")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     plt.show()
 

@@ -32,8 +32,12 @@ LINES = {  # of the study "noise": what a line shows -> kind of row, model, look
         draw.Look(draw.LOOKS["metadistil"].colour, "s", ":"),
     ),
     "kd without the quiz's labels": ("withheld", "student metadistil", draw.Look(draw.LOOKS["kd"].colour, "v", ":")),
-    "kd from the teacher tuned on the quiz": ("tuned-kd", "student kd", draw.LOOKS["teacher"]),
-    "student on the quiz alone": ("quiz-alone", "student finetune", draw.Look(draw.INK, "x", "-.")),
+    "kd from the teacher tuned on the quiz": ("tuned-kd", "student kd", draw.Look(draw.LOOKS["kd"].colour, "^", "-.")),
+    "student on the quiz alone": (
+        "quiz-alone",
+        "student finetune",
+        draw.Look(draw.LOOKS["finetune"].colour, "x", "-."),
+    ),
 }
 ANSWERS = {  # what a line of `answer` is about: study, rows
     "built-in reviews, no label wrong": ("right", "plain", "metadistil"),
@@ -67,11 +71,9 @@ def score_name(model, split="test"):
 
 
 def scores(study, row, title, split="test"):
-    """A model's scores (seeds,); () if the row was not run."""
-    if (study, row) not in results.read_found():
-        return np.array([])
-    model = models_of(study, row)[title]
-    return np.array(model[score_name(model, split)])
+    """A model's scores (seeds,); () if it was not run."""
+    models = models_of(study, row) if (study, row) in results.read_found() else {}
+    return np.array(models[title][score_name(models[title], split)] if title in models else [])
 
 
 def minutes(models):
