@@ -224,6 +224,12 @@ def test_pictures(flowers, serve):
         assert found == pytest.approx([p[names.index(name)] for name in shown], abs=1e-5)
 
 
+def test_the_names_of_classes_are_escaped(flowers):
+    shown = demo.Demo(str(flowers))
+    shown.labels = ["<b>"] * 100
+    assert "<b>" not in demo.gallery(shown) and demo.gallery(shown).count("&lt;b&gt;") == len(shown.pictures)
+
+
 def test_a_bitmap_is_a_bmp_file():
     picture = np.zeros((3, 32, 32), np.uint8)
     picture[:, 0, 1] = 10, 20, 30  # red, green, blue of the second pixel of the first row
