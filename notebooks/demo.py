@@ -25,6 +25,7 @@ import webbrowser
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
@@ -497,6 +498,7 @@ def main(arguments=None):
     flags.add_argument("--no-browser", action="store_true", help="open no browser")
     flags.error = lambda message: flags.exit(2, f"demo.py: {message}\n")  # without the usage, one line
     given = flags.parse_args(arguments)
+    torch.set_num_threads(1)  # a few sentences are too little work to share
     try:
         demo = Demo(given.run)
         try:
