@@ -713,8 +713,12 @@ def finish(stage: Stage, journal, state):
         if title.endswith("before") and score < chance + 0.02:
             print(f"note: {title}: {metric} {score:.3f}; one answer to everything has {chance:.3f}")
         journal["log"].append({"seed": context.seed, "stage": stage.name, "model": title, "final_scores": scores})
-        size = sum(theta.numel() for theta in learner.parameters())
-        result = {"scores": scores, "by_epoch": state["by_epoch"][title], "parameters": size, "seconds": seconds}
+        result = {
+            "scores": scores,
+            "by_epoch": state["by_epoch"][title],
+            "parameters": sum(theta.numel() for theta in learner.parameters()),
+            "seconds": seconds,
+        }
         journal["results"].setdefault(title, []).append(result)
         seconds = np.nan  # the stage's other networks have no time of their own
     journal |= {"done": journal["done"] + 1, "under_way": None}
@@ -890,14 +894,18 @@ By epoch: {columns[0]}, from {100 * points.min():.1f} (lowest block) to {100 * p
 
 def layout(rows, width=np.inf):
     """Rows of cells as a Markdown table of aligned columns. What is wider than `width` goes, from the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
+    widths = []
+    for column in zip(*rows):
+        widths.append(max(map(len, column)))
     while sum(widths) + 3 * len(widths) + 1 > width:
         widths.pop()
-    lines = []
-    for row in [rows[0], ["-" * size for size in widths], *rows[1:]]:
+    heading, *others = rows
+    rule = ["-" * size for size in widths]
+    text = ""
+    for row in [heading, rule, *others]:
         cells = [cell.ljust(size) for cell, size in zip(row, widths)]
-        lines.append("| " + " | ".join(cells) + " |\n")
-    return "".join(lines)
+        text += f"| {' | '.join(cells)} |\n"
+    return text
 
 
 def what_next(config: Config, task: data.Task, results):

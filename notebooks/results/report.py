@@ -106,7 +106,7 @@ def answer():
 
 
 def compare(words, said=difference):
-    """ "STUDY ROW TITLE / ROW TITLE": the first beside the second, seed by seed."""
+    """Of words like "STUDY ROW TITLE / ROW TITLE": the first beside the second, seed by seed."""
     ours, theirs = words.split(" / ")
     study, row, title = ours.split(maxsplit=2)
     other_row, other_title = theirs.split(maxsplit=1)
@@ -120,7 +120,7 @@ def change(words):
 
 
 def mean(words):
-    """ "STUDY ROW TITLE": mean and deviation of its scores."""
+    """Of words like "STUDY ROW TITLE": mean and deviation of its scores."""
     study, row, title = words.split(maxsplit=2)
     found = scores(study, row, title)
     return train.spread(found) if len(found) else "not run"
@@ -156,7 +156,7 @@ def noise(split="test"):
 
 
 def overview(words):
-    """ "STUDY" or "STUDY dev": a line for each row, a column for each model that any row trained. Of students also the
+    """Of words like "STUDY" or "STUDY dev": a line for each row, a column for each model that any row trained. Of students also the
     difference to a kd of the same size (within 1%, for vocabularies differ): the row's own if it has a metadistil,
     too, else the first row's. Minutes are of training, all seeds together."""
     study, *split = words.split()
@@ -185,7 +185,7 @@ def was_trained(model):
 
 
 def cell_of(title, model, kd, split="test"):
-    """ "84.2 ± 3.9; +9.0 [+6.3, +11.6]", a model's score and, of a student, its difference to kd."""
+    """Such as "84.2 ± 3.9; +9.0 [+6.3, +11.6]": a model's score and, of a student, its difference to kd."""
     if model is None:
         return ""
     score = score_name(model, split)
