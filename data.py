@@ -5,7 +5,6 @@ once. Only the labels of `train` can be noisy. Everything random is a function o
 """
 
 import collections
-import functools
 import re
 import zlib
 from dataclasses import dataclass
@@ -18,9 +17,16 @@ from tokenizers import BertWordPieceTokenizer, Tokenizer
 from torch.nn import functional as F
 
 BUILTIN = "builtin"  # the name of the reviews in place of a directory
+REVIEWS = Path(__file__).parent / "notebooks" / "reviews"  # where notebooks/reviews.py wrote them
 DEFAULT_DATA = "data"  # where files are, if no directory is given
 PIXELS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))  # CIFAR-100's mean and deviation, of 0 to 1
 MAX_LENGTH = 128  # tokens of an example that are read
+BUILTIN_QUIZ_SIZE = 300
+BUILTIN_LABEL_NOISE = 0.4
+BUILTIN_BANNER = """=== builtin data ===  Film reviews from a small grammar: these numbers are not SST-2's.
+Wrong labels, as if by careless raters: {share:.0%} of the training set; none in quiz, dev and test.
+The real SST-2: python notebooks/fetch.py sst2; then the same command takes some 28 minutes.
+"""
 
 
 class InputError(Exception):
@@ -129,9 +135,8 @@ def load_task(name, data=DEFAULT_DATA, quiz_size=None, seed=0, *, train_size=Non
     files, notes = TASKS[name], []
     folder = Path(data, files.folder)
     if name == "sst2" and (data == BUILTIN or data == DEFAULT_DATA and not folder.exists()):
-        data, splits = BUILTIN, dict(builtin_reviews())
-    else:
-        splits = read_files(files, folder, name)
+        data, folder = BUILTIN, REVIEWS
+    splits = read_files(files, folder, name)
     train = splits.pop("train")
     if "dev" not in splits:
         train, splits["dev"] = carve(train, len(train) // 10, None, 0)
@@ -391,55 +396,3 @@ def sample_quiz(labels, size, seed, step):
         rows = np.flatnonzero(labels == label)
         drawn.append(rng.choice(rows, len(share), replace=len(share) > len(rows)))
     return np.concatenate(drawn)
-
-
-BUILTIN_SIZES = (1800, 1000, 2000)  # train and quiz, dev, test
-BUILTIN_QUIZ_SIZE = 300
-BUILTIN_LABEL_NOISE = 0.4
-BUILTIN_BANNER = """=== builtin data ===  Film reviews from a small grammar: these numbers are not SST-2's.
-Wrong labels, as if by careless raters: {share:.0%} of the training set; none in quiz, dev and test.
-The real SST-2: python notebooks/fetch.py sst2; then the same command takes some 28 minutes.
-"""
-
-PRAISE = """brilliant charming clever delightful elegant engaging enjoyable fascinating fresh fun gorgeous gripping
-inspired lively lovely magical moving original splendid witty""".split()
-BLAME = """awful banal bland boring clumsy contrived crude dismal dreadful dull empty feeble flat hollow lame lazy
-messy pointless shallow silly""".split()
-ASPECTS = "acting cast dialogue ending humour music pacing plot script story".split()
-ADVERBS = "deeply mostly often quite really truly utterly".split()
-PLAIN = ("the {aspect} is {word}", "the {aspect} feels {word}", "the {aspect} is {adverb} {word}")
-DENIED = ("the {aspect} is not {word}", "the {aspect} is never {word}", "the {aspect} is hardly {word}")
-AGREEING = ("{same} and {other}", "{same} , {other}")  # both clauses say what the sentence says
-CONTRASTING = ("{other} but {same}", "although {other} , {same}")  # the clause `same` wins
-SCOPED = ("nobody can claim that {other}", "it is not true that {other}")  # the whole clause is denied
-
-
-@functools.cache
-def builtin_reviews():
-    """{"train": ..., "dev": ..., "test": ...}: reviews from a small grammar, rightly labelled. Words carry sentiment,
-    composition corrects it: denial turns a word, or a whole clause, into its opposite; in a contrast one side wins."""
-    rng = np.random.default_rng(2022)
-    reviews = {}  # no sentence twice, so the splits are disjoint
-
-    def clause(praises):
-        denied = rng.random() < 0.1  # says it by denying a word of the other kind
-        template = rng.choice(DENIED if denied else PLAIN)
-        word = rng.choice(PRAISE if praises != denied else BLAME)
-        aspect = rng.choice(ASPECTS)
-        return template.format(word=word, aspect=aspect, adverb=rng.choice(ADVERBS))
-
-    def review(praises):
-        form = rng.choice(["plain", "agreeing", "contrasting", "scoped"], p=[0.45, 0.3, 0.2, 0.05])
-        if form == "plain":
-            return clause(praises)
-        template = rng.choice({"agreeing": AGREEING, "contrasting": CONTRASTING, "scoped": SCOPED}[form])
-        same = clause(praises)
-        other = clause(praises if form == "agreeing" else not praises)
-        return template.format(same=same, other=other)
-
-    while len(reviews) < sum(BUILTIN_SIZES):
-        label = len(reviews) % 2
-        reviews.setdefault(review(label == 1), label)
-    everything = Split(np.fromiter(reviews, object), np.array(list(reviews.values())))
-    parts = np.split(rng.permutation(len(reviews)), np.cumsum(BUILTIN_SIZES)[:-1])
-    return {name: everything[rows] for name, rows in zip(("train", "dev", "test"), parts)}

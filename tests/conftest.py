@@ -15,6 +15,14 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT / "notebooks"))
+
+import data
+
+
+def builtin_reviews(split):
+    """A Split of the built-in reviews, rightly labelled."""
+    return data.read_files(data.TASKS["sst2"], data.REVIEWS, "sst2")[split]
 
 
 @pytest.fixture(autouse=True)

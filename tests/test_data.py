@@ -8,7 +8,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+import reviews
+from conftest import ROOT, builtin_reviews
 
 import data
 from data import InputError, load_task
@@ -40,7 +41,7 @@ def test_builtin_reviews_mean_what_their_labels_say():
 
     def clause(text):
         words = text.split()
-        praise = int(words[-1] in data.PRAISE)
+        praise = int(words[-1] in reviews.PRAISE)
         return 1 - praise if words[2] == "is" and words[3] in ("not", "never", "hardly") else praise
 
     def read(text):
@@ -54,17 +55,23 @@ def test_builtin_reviews_mean_what_their_labels_say():
                 return clause(text.split(link)[wins])
         return clause(text)
 
-    splits = list(data.builtin_reviews().values())
+    splits = [builtin_reviews(name) for name in ("train", "dev", "test")]
     assert [len(split) for split in splits] == [1800, 1000, 2000]
     for split in splits:
         assert [read(text) for text in split.texts] == split.labels.tolist()
         assert abs(split.labels.mean() - 0.5) < 0.05
 
 
+def test_the_files_of_the_reviews_are_what_the_grammar_writes(tmp_path):
+    reviews.write(tmp_path)
+    for name in ("train", "dev", "test"):
+        assert (tmp_path / f"{name}.tsv").read_bytes() == (data.REVIEWS / f"{name}.tsv").read_bytes()
+
+
 def test_words_alone_do_not_decide_the_builtin_label():
     """Counting praise against blame is better than chance, yet far from right: composition is needed."""
-    test = data.builtin_reviews()["test"]
-    votes = [sum((w in data.PRAISE) - (w in data.BLAME) for w in text.split()) for text in test.texts]
+    test = builtin_reviews("test")
+    votes = [sum((w in reviews.PRAISE) - (w in reviews.BLAME) for w in text.split()) for text in test.texts]
     right = np.mean([(0.5 if vote == 0 else (vote > 0) == label) for vote, label in zip(votes, test.labels)])
     assert 0.6 < right < 0.9
 
@@ -81,7 +88,7 @@ def test_splits_are_disjoint_and_a_function_of_the_seed(seed):
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_label_noise_flips_its_share_of_the_training_labels_alone(share):
     clean, noisy = (load_task("sst2", "builtin", seed=3, label_noise=noise) for noise in (0, share))
-    truth = {text: label for split in data.builtin_reviews().values() for text, label in zip(split.texts, split.labels)}
+    truth = {text: label for split in map(builtin_reviews, ("train", "dev", "test")) for text, label in zip(split.texts, split.labels)}
     assert noisy.train.texts == clean.train.texts
     assert (noisy.train.labels != clean.train.labels).mean() == share
     for split in (clean.train, noisy.quiz, noisy.dev, noisy.test):
@@ -90,7 +97,7 @@ def test_label_noise_flips_its_share_of_the_training_labels_alone(share):
 
 def test_default_noise_is_what_the_banner_says():
     task = load_task("sst2", "builtin")
-    truth = dict(zip(*(getattr(data.builtin_reviews()["train"], name) for name in ("texts", "labels"))))
+    truth = dict(zip(builtin_reviews("train").texts, builtin_reviews("train").labels))
     wrong = np.mean([truth[text] != label for text, label in zip(task.train.texts, task.train.labels)])
     assert wrong == pytest.approx(task.label_noise) and f"{wrong:.0%}" in data.BUILTIN_BANNER.format(share=wrong)
 
@@ -250,9 +257,9 @@ def test_little_padding_is_computed():
 
 def test_the_tokeniser_is_the_same_in_every_process():
     """The trainer's hash tables differ from process to process; the vocabulary must not."""
-    code = "import data; print(sorted(data.train_tokenizer(data.builtin_reviews()['train'].texts, 250).get_vocab().items()))"
+    code = "import data; texts = data.load_task('sst2', 'builtin').train.texts; print(sorted(data.train_tokenizer(texts, 250).get_vocab().items()))"
     other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True, text=True).stdout
-    own = data.train_tokenizer(data.builtin_reviews()["train"].texts, 250).get_vocab()
+    own = data.train_tokenizer(load_task("sst2", "builtin").train.texts, 250).get_vocab()
     assert other.strip() == str(sorted(own.items())) and len(own) == 250
 
 

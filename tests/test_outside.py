@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, builtin_reviews
 from test_data import write_task
 from test_train import SMALL, TEXTS, assert_same_numbers, checkpoint, command_line, flags, press_ctrl_c, small
 
@@ -30,7 +30,7 @@ def write_reviews(folder, rows=90):
     """SST-2's files with sentences of the reviews, right labels."""
     (folder / "SST-2").mkdir(parents=True, exist_ok=True)
     for name, part in (("train", "train"), ("dev", "dev")):
-        split = data.builtin_reviews()[part][:rows]
+        split = builtin_reviews(part)[:rows]
         lines = [f"{text}\t{label}\n" for text, label in zip(split.texts, split.labels)]
         (folder / "SST-2" / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(lines))
 

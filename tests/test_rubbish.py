@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from conftest import builtin_reviews
 from test_data import records_of, write_cifar, write_glue
 from test_train import SMALL, flags, small
 
@@ -195,7 +196,7 @@ BAD_ENTRIES = {
 BAD_ENTRIES |= {what: {"config": dataclasses.asdict(SHAPE) | change} for what, change in BAD_CONFIGS.items()}
 BAD_READERS = {
     "no tokeniser": {"tokenizer": ...}, "None for a tokeniser": {"tokenizer": None}, "a tokeniser of nonsense": {"tokenizer": "{"},
-    "more words than rows": {"tokenizer": data.train_tokenizer(data.builtin_reviews()["dev"].texts).to_str()}, "no labels": {"labels": ...},
+    "more words than rows": {"tokenizer": data.train_tokenizer(builtin_reviews("dev").texts).to_str()}, "no labels": {"labels": ...},
 }  # fmt: skip
 
 

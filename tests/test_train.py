@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, shaken
+from conftest import ROOT, builtin_reviews, shaken
 from test_data import write_cifar, write_task
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -434,7 +434,7 @@ def test_metrics_agree_with_the_libraries(case):
 # ---------------------------------------------------------------- checkpoints, several teachers, pkd, ablations
 
 
-TEXTS = data.builtin_reviews()["train"].texts
+TEXTS = builtin_reviews("train").texts
 
 
 def checkpoint(folder, texts, layers=2, seed=0, labels=None, **shape):

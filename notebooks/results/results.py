@@ -111,6 +111,41 @@ def honest(study: str, base: str) -> dict[str, str]:
     return rows
 
 
+def own_job() -> dict[str, str]:
+    """The teacher keeps its own job, by a gradient w times as long as the meta-gradient. Rows named w-... are the trial
+    that chose w, on dev, with two seeds; then that w and its control, the labels alone with the quiz unheard."""
+    few = "--student-layers 1,3,5 --teacher-epochs 3 --epochs 2"
+    mrpc = f"--task mrpc --data glue --precision auto --student minilm {few}"
+    rows = {"mrpc-plain": f"{mrpc} --seeds 5 --teacher minilm --methods kd,metadistil"}
+    teacher = f"--teacher {taught('own-job', 'mrpc-plain')}"
+    for w in ("0.3", "1", "3"):
+        rows[f"mrpc-w-{w}"] = f"{mrpc} --seeds 2 {teacher} --methods own-job-{w}"
+    for kind in ("own-job-1", "own-job-1-alone"):
+        rows[f"mrpc-{kind}"] = f"{mrpc} --seeds 5 {teacher} --methods {kind}"
+    for share in ("0", "0.4"):
+        sst2 = f"{PAIR} --epochs 3 --alpha 0.9 --label-noise {share}"
+        teacher = f"--teacher {taught('own-job', f'sst2-{share}-plain')}"
+        rows[f"sst2-{share}-plain"] = f"{sst2} --teacher minilm --teacher-epochs 8 --methods kd"
+        for kind in ("metadistil", "own-job-1", "own-job-1-alone"):
+            rows[f"sst2-{share}-{kind}"] = f"{sst2} {teacher} --methods {kind} {HEARD}"
+    return rows
+
+
+def compression(study: str) -> dict[str, str]:
+    """Six layers into three, two and one: --student-layers prunes, then the student learns. "3-1": by an assistant, the
+    student of three layers of the same method. "mutual": beside kd, from the same teachers."""
+    base = f"{SST2} --train-size 2000 --epochs 2 --student minilm"
+    teacher = f"--teacher {taught(study, '3')}"
+    rows = {"3": f"{base} --student-layers 1,3,5 --teacher minilm --methods kd,metadistil"}
+    rows["mutual"] = f"{base} --student-layers 1,3,5 {teacher} --methods mutual"
+    for layers in ("2,5", "5"):
+        rows[str(len(layers.split(",")))] = f"{base} --student-layers {layers} {teacher} --methods kd,metadistil"
+    for method in ("kd", "metadistil"):
+        assistant = f"--teacher {taught(study, '3', f'student-{method}')}"
+        rows[f"3-1-{method}"] = f"{base} --student-layers 5 {assistant} --methods {method}"
+    return rows
+
+
 def studies() -> dict[str, dict[str, str]]:
     """{study: {row: flags of train.py}}. A row may take models from rows before it."""
     plain, meta, both = "--methods finetune,kd", "--methods metadistil ", "--methods kd,metadistil "
@@ -134,6 +169,8 @@ def studies() -> dict[str, dict[str, str]]:
         "right": variants("right", right, plain, [*gentle, late]) | spoilt,
         "ideas": honest("ideas", REVIEWS),
         "ideas-right": honest("ideas-right", right),
+        "own-job": own_job(),
+        "compression": compression("compression"),
         "mrpc": {"plain": f"--task mrpc {few} --methods {four}"},
         "cola": {"plain": f"--task cola {few} --methods {four}"},
         "scratch": improving("scratch", f"{SST2} --train-size 4000 --teacher-epochs 8", "mini", three, 4),
