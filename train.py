@@ -32,8 +32,8 @@ import models
 from data import InputError, expect
 
 DEVICES = ["auto", "cpu"] + ["cuda"] * torch.cuda.is_available()
-# Under torchrun: which of how many processes this is. Each takes its part of every batch, and does all else alike: it
-# scores what the first scores, for it would only wait meanwhile. The first alone prints and writes.
+# Under torchrun: which of how many processes this is. Each computes its own part of every batch. All score the whole
+# dev and test, for the others would only wait. The first alone writes, and prints all but why a process stopped.
 SEVERAL = "TORCHELASTIC_RUN_ID" in os.environ
 RANK, RANKS = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if SEVERAL else (0, 1)
 SHOW_SECONDS = 5  # between two lines of progress
@@ -103,7 +103,7 @@ class Config:
     meta_grad: str = option("way to the meta-gradient", [*metadistil.MODES], heeded="learning")
     micro_batch: int = option("examples at a time in the teacher's backward pass [all]", COUNT, heeded="learning")
     meta_every: int = option("the teacher learns at every K-th step", COUNT, heeded="learning")
-    no_pilot: bool = option("ablation: the quiz is sat at θ_S (by the jvp)", None, False, heeded="pilot")
+    no_pilot: bool = option("ablation: the quiz is sat at θ_S; always by the jvp", None, False, heeded="pilot")
     learn_quiz: bool = option("students train on the quiz's labels, too", None, False, heeded="learning")
     seeds: int = option("do everything with seeds 0 to N-1", COUNT, 1)
     device: str = option("auto: cuda where there is one", DEVICES, "auto")
@@ -133,7 +133,7 @@ FILES = {
     "teacher_schedule": "linear", "alpha": 0.5, "temperature": 2.0, "beta": 100.0, "meta_grad": "second_order",
     "meta_every": 1,
 }  # fmt: skip
-DEFAULTS = {  # by the kind of run, see kind_of_run; each says where it differs from a run on files of sentences
+DEFAULTS = {  # an entry for each kind of run, see kind_of_run; what it does not name, it takes from FILES
     "files": FILES,
     "reviews": FILES | {
         "teacher": "tiny", "student": "micro", "dropout": 0.1, "teacher_epochs": 40, "warmup_epochs": 5, "epochs": 50,
@@ -154,7 +154,7 @@ DEFAULTS = {  # by the kind of run, see kind_of_run; each says where it differs 
 
 
 def kind_of_run(config: Config, task: data.Task):
-    """Which of DEFAULTS holds: pictures; else pretrained if a directory is among the networks; reviews or files."""
+    """The first key of DEFAULTS that fits: "pictures"; "pretrained" if a network is a directory; "reviews"; "files"."""
     if not data.TASKS[task.name].texts:
         return "pictures"
     networks = f"{config.teacher},{config.student}".split(",")
@@ -265,10 +265,16 @@ def bf16_in_hardware(device):
 class Method(NamedTuple):
     """What makes a method. A script adds one by `METHODS["name"] = Method(...)`."""
 
-    teacher: str  # "none"; "fixed": it stays as it is; "learning": it has an optimiser, and each `meta_every`-th step
+    # "none"; "fixed": it does not change; "learning": after the warm-up it learns at every `meta_every`-th step, in
+    # `step`; the steps between are distil_step.
+    teacher: str
     quiz_labels: bool  # does the student train on the quiz's labels, too?
-    loss: Callable  # stage -> a function (student_outputs, teacher_outputs, labels) -> scalar; without a teacher None
-    step: Callable  # (stage, batch, draw_quiz, log) -> L_S: one step after the warm-up; log: None, or a dict of tensors
+    # loss(stage) gives L_S, a function (student_outputs, teacher_outputs, labels) -> scalar. Its teacher_outputs are
+    # None in the warm-up, and always where there is no teacher.
+    loss: Callable
+    # step(stage, batch, draw_quiz, log) takes one training step, and returns L_S; not called in the warm-up. log: a
+    # dict to put tensors into, or None if this step is not logged.
+    step: Callable
 
 
 def distil_step(stage, batch, draw_quiz, log):
@@ -294,8 +300,8 @@ def meta_step(stage, batch, draw_quiz, log):
 
 
 def step_without_pilot(stage, batch, draw_quiz, log):
-    """An ablation: the quiz is sat at θ_S instead of θ′_S, and λ only scales the meta-gradient. Then the student's
-    optimiser takes its step, with the teachers as they were; then they move."""
+    """An ablation: the quiz is sat at θ_S instead of θ′_S, and λ only scales the meta-gradient. The student takes its
+    real step before the meta update, which in Algorithm 1 comes first."""
     config, student, teachers = stage.config, stage.student, stage.teachers
     theta_S = dict(student.named_parameters())
     L_q, v = metadistil.quiz_gradient(student, theta_S, draw_quiz(), stage.quiz_loss)
@@ -392,7 +398,8 @@ def lost(*_):
 
 
 def leave(status):
-    """End the process; one of several at once, for threads of torch's that still wait for another would abort it."""
+    """End the process. Of several each by os._exit: threads of torch's may still wait for another process, and abort an
+    exit of the usual kind."""
     if not SEVERAL:
         sys.exit(status)
     sys.stdout.flush()
@@ -533,7 +540,8 @@ class Seed:
         return inputs, labels
 
     def quiz(self, step):
-        """The quiz of a step, even by class. Where one long sentence would pad all others, in parts of like length."""
+        """The quiz batch of a step, of each class as many examples: ([{role: inputs}, ...], labels (B,)). In parts of
+        like length where one long sentence would pad all others."""
         both = self.encoded["student"]["train+quiz"]
         n = len(self.task.train)
         rows = own_part(n + data.sample_quiz(both.labels[n:], self.config.quiz_batch_size, self.seed, step))
@@ -561,14 +569,14 @@ class Seed:
 
 
 class Stage:
-    """A student that learns by a method; or a teacher that learns from labels, which is then its own `student`.
-    `learners` are the networks that change, by the titles of their rows in the table."""
+    """A network in training, `self.student`: a student by its method, or a teacher, which learns from labels. The
+    `learners` are all networks that change, by the titles of their rows in the table."""
 
     def __init__(self, context: Seed, name):
         self.context, self.name, self.config, self.task = context, name, context.config, context.task
         self.quiz_loss = metadistil.hard_loss if self.task.label_names else squared_loss
         self.teachers, self.teacher_optimizer = [], None
-        self.times_through = None  # the data; of which the batches are drawn
+        self.times_through = None  # the data: of which pass `self.batches` are; None: no batches yet
         config, role = self.config, name if name in context.sources else "student"
         self.student = context.network(role)
         if role == "student":
@@ -626,7 +634,7 @@ class Stage:
         sees_quiz_labels = self.method.quiz_labels or self.config.learn_quiz
         if not sees_quiz_labels:
             lengths = lengths[: len(self.task.train)]
-        # All students take as many steps. Who does not see the quiz's labels is sooner through, and begins anew.
+        # All students take the same number of steps. Without the quiz a pass is shorter, so the next begins earlier.
         times_through, place = divmod(k, -(-len(lengths) // batch_size))
         if self.times_through != times_through:
             self.times_through = times_through
@@ -772,9 +780,9 @@ def write_whole(path: Path, content):
 
 
 def save_journal(config: Config, journal):
-    """Write metrics.jsonl and the checkpoint, which is the journal: format, configuration, check sums of what the run
-    reads, number of processes, number of stages done, results ({title: [a dict for each seed]}), log, and of the stage
-    under way, if there is one, the step, its seconds and `Stage.state`."""
+    """Write metrics.jsonl and the checkpoint, which is the journal: format, config, reads (check sums), ranks (number
+    of processes), done (number of stages), results ({title: [a dict for each seed]}), log; and under_way, of the stage
+    begun: step, seconds, by_epoch (scores on dev), and from `Stage.state` parts and rng."""
     out = Path(config.out)
     lines = [json.dumps(entry) + "\n" for entry in journal["log"]]
     write_whole(out / "metrics.jsonl", "".join(lines))
@@ -1074,15 +1082,20 @@ def parse(arguments):
     look = argparse.RawDescriptionHelpFormatter
     flags = argparse.ArgumentParser("train.py", None, __doc__, formatter_class=look, allow_abbrev=False)
     flags.argument_default = argparse.SUPPRESS
-    flags.epilog = f"methods: {', '.join(METHODS)}\ndefaults in brackets: of " + ", ".join(DEFAULTS)
+    others = ", ".join(list(DEFAULTS)[1:])
+    flags.epilog = f"methods: {', '.join(METHODS)}\nin brackets: the default, and those of {others} where they differ"
     flags.error = lambda message: expect(False, message)  # as all errors end
     for field in dataclasses.fields(Config):
         text, valid = field.metadata["help"], field.metadata["valid"]
         if field.type is str and valid:
             text += f": {', '.join(valid)}"
-        defaults = [kind[field.name] for kind in DEFAULTS.values() if field.name in kind] or [field.default]
-        if defaults[0] not in (None, False):
-            text += f" [{', '.join(map(str, dict.fromkeys(defaults)))}]"
+        default = FILES.get(field.name, field.default)
+        if default not in (None, False):
+            defaults = [str(default)]
+            for of, values in DEFAULTS.items():
+                if values.get(field.name, default) != default:
+                    defaults.append(f"{of}: {values[field.name]}")
+            text += f" [{'; '.join(defaults)}]"
         kind = {"action": "store_true"} if field.type is bool else {"type": field.type, "metavar": ""}
         flags.add_argument("--" + field.name.replace("_", "-"), help=text.replace("%", "%%"), **kind)
     flags.add_argument("--resume", metavar="RUN", help="go on with a stopped run; it ends with the same numbers")

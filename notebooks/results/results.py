@@ -46,15 +46,20 @@ def taught(study: str, row: str, model: str = "teacher-before") -> str:
     return f"{RUNS}/{study}/{row}/seed{{seed}}/{model}.pt"
 
 
+def beside(study: str, base: str, plain: str, rows: dict[str, str]) -> dict[str, str]:
+    """{row: flags}: "plain", then the rows, with its teachers."""
+    teacher = f"--teacher {taught(study, 'plain')}"
+    return {"plain": f"{base} {plain}"} | {row: f"{base} {teacher} {flags}" for row, flags in rows.items()}
+
+
 def variants(study: str, base: str, plain: str, taught_rows: list[str], anew: list[str] = []) -> dict[str, str]:
     """{row: flags}: "plain", then rows with its teachers, then rows with teachers of their own, all named by their flags."""
-    teacher = f"--teacher {taught(study, 'plain')} "
 
     def name(row):
         return "-".join(re.sub("--(methods [a-z,]+ )?", "", row).split()) or "metadistil"
 
-    rows = {"plain": plain} | {name(row): teacher + row for row in taught_rows} | {name(row): row for row in anew}
-    return {row: f"{base} {flags}" for row, flags in rows.items()}
+    rows = beside(study, base, plain, {name(row): row for row in taught_rows})
+    return rows | {name(row): f"{base} {row}" for row in anew}
 
 
 def improving(study: str, base: str, teacher: str, methods: str, epochs: int) -> dict[str, str]:
@@ -94,7 +99,7 @@ def wrong_labels() -> dict[str, str]:
 
 
 def honest(study: str, base: str) -> dict[str, str]:
-    """Ideas to keep a teacher honest, and their controls, each with the teachers of the study's first row."""
+    """Ideas to keep a teacher honest, and their controls."""
     methods = {
         "metadistil": "metadistil",
         "no-pilot": "metadistil --no-pilot",
@@ -105,30 +110,16 @@ def honest(study: str, base: str) -> dict[str, str]:
         "own-job-1": "own-job-1",
         "own-job-1-alone": "own-job-1-alone",
     }
-    rows = {"plain": f"{base} --methods finetune,kd"}
-    for name, flags in methods.items():
-        rows[name] = f"{base} --teacher {taught(study, 'plain')} --methods {flags}"
-    return rows
+    rows = {name: f"--methods {flags}" for name, flags in methods.items()}
+    return beside(study, base, "--methods finetune,kd", rows)
 
 
-def own_job() -> dict[str, str]:
-    """The teacher keeps its own job, by a gradient w times as long as the meta-gradient. Rows named w-... are the trial
-    that chose w, on dev, with two seeds; then that w and its control, the labels alone with the quiz unheard."""
-    few = "--student-layers 1,3,5 --teacher-epochs 3 --epochs 2"
-    mrpc = f"--task mrpc --data glue --precision auto --student minilm {few}"
-    rows = {"mrpc-plain": f"{mrpc} --seeds 5 --teacher minilm --methods kd,metadistil"}
-    teacher = f"--teacher {taught('own-job', 'mrpc-plain')}"
-    for w in ("0.3", "1", "3"):
-        rows[f"mrpc-w-{w}"] = f"{mrpc} --seeds 2 {teacher} --methods own-job-{w}"
-    for kind in ("own-job-1", "own-job-1-alone"):
-        rows[f"mrpc-{kind}"] = f"{mrpc} --seeds 5 {teacher} --methods {kind}"
-    for share in ("0", "0.4"):
-        sst2 = f"{PAIR} --epochs 3 --alpha 0.9 --label-noise {share}"
-        teacher = f"--teacher {taught('own-job', f'sst2-{share}-plain')}"
-        rows[f"sst2-{share}-plain"] = f"{sst2} --teacher minilm --teacher-epochs 8 --methods kd"
-        for kind in ("metadistil", "own-job-1", "own-job-1-alone"):
-            rows[f"sst2-{share}-{kind}"] = f"{sst2} {teacher} --methods {kind} {HEARD}"
-    return rows
+def own_job(study: str, base: str, flags: str = "", trial=()) -> dict[str, str]:
+    """The teacher keeps its own job, by a gradient w times as long as the meta-gradient, w = 1; and the control, that
+    gradient with the quiz unheard. `trial`: the w among which two seeds choose, on dev."""
+    rows = {f"trial-{w}": f"--seeds 2 --methods own-job-{w} {flags}" for w in trial}
+    rows |= {kind: f"--seeds 5 --methods {kind} {flags}" for kind in ("own-job-1", "own-job-1-alone")}
+    return beside(study, base, f"--seeds 5 --teacher minilm --methods kd,metadistil {flags}", rows)
 
 
 def compression(study: str) -> dict[str, str]:
@@ -161,6 +152,8 @@ def studies() -> dict[str, dict[str, str]]:
     ]
     own.append("--methods finetune --train-size 1 --batch-size 32 --epochs 75")  # the quiz and one sentence more
     few = f"--data glue --precision auto --seeds 5 --teacher minilm {STUDENT} --teacher-epochs 3 --epochs 2"
+    mrpc = f"--task mrpc --data glue --precision auto {STUDENT} --teacher-epochs 3 --epochs 2"
+    sst2 = f"{PAIR.replace(' --seeds 5', '')} --teacher-epochs 8 --epochs 3 --alpha 0.9"
     three, four = "finetune,kd,metadistil", "finetune,kd,pkd,metadistil"
     right = f"{REVIEWS} --label-noise 0"
     spoilt = {kind: f"{right} --teacher {taught('right', 'plain', f'teacher-{kind}')} {both}" for kind in WRONG}
@@ -169,7 +162,9 @@ def studies() -> dict[str, dict[str, str]]:
         "right": variants("right", right, plain, [*gentle, late]) | spoilt,
         "ideas": honest("ideas", REVIEWS),
         "ideas-right": honest("ideas-right", right),
-        "own-job": own_job(),
+        "own-mrpc": own_job("own-mrpc", mrpc, trial=("0.3", "1", "3")),
+        "own-sst2-0": own_job("own-sst2-0", f"{sst2} --label-noise 0", HEARD),
+        "own-sst2-0.4": own_job("own-sst2-0.4", f"{sst2} --label-noise 0.4", HEARD),
         "compression": compression("compression"),
         "mrpc": {"plain": f"--task mrpc {few} --methods {four}"},
         "cola": {"plain": f"--task cola {few} --methods {four}"},
