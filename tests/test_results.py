@@ -101,6 +101,16 @@ def test_the_figure_shows_the_differences(found):
     assert drawn["metadistil"] == pytest.approx(100 * (ours - kd).mean()) and drawn["kd"] == 0 and len(drawn) == 3
 
 
+def test_the_dynamics_end_where_the_scores_on_dev_are():
+    axes = {ax.get_title(): ax for ax in report.dynamics().axes}
+    assert axes.keys() == report.DYNAMICS.keys()
+    for title, (study, *rows) in report.DYNAMICS.items():
+        drawn = {line.get_label(): line.get_ydata() for line in axes[title].lines}
+        for model in ("student metadistil", "teacher after metadistil"):
+            last = 100 * report.scores(study, rows[-1], model, "dev").mean()
+            assert drawn[model][-1] == pytest.approx(last, abs=0.02) and len(drawn[model]) > 2
+
+
 def test_the_template_is_filled_in(found, tmp_path, monkeypatch):
     (tmp_path / "template.md").write_text(
         "It is {{compare noise metadistil-0.4 student metadistil / plain-0.4 student kd}}.\n{{answer}}\n{{mean noise plain-0.4 student kd}}"

@@ -52,6 +52,12 @@ ANSWERS = {  # what a line of `answer` is about: study, rows
     "MRPC, pretrained": ("mrpc", "plain"),
     "CIFAR-100, a fifth of it": ("cifar", "plain"),
 }
+DYNAMICS = {  # a panel of the figure of that name: study, rows
+    "built-in reviews, no label wrong": ("right", "plain", "metadistil"),
+    "built-in reviews, 40% wrong": ("reviews", "plain", "metadistil"),
+    "MRPC, pretrained": ("mrpc", "plain"),
+    "CIFAR-100, a fifth of it": ("cifar", "plain"),
+}
 
 
 def models_of(study, *rows):
@@ -259,6 +265,26 @@ def label_noise():
     return figure
 
 
+def dynamics():
+    """Both students and the taught teacher on dev, after each epoch; means over the seeds, and a deviation to each side.
+    Left of the dotted line the students learn from labels alone."""
+    draw.use_style()
+    of_panels = {title: panel for title, panel in DYNAMICS.items() if (panel[0], panel[-1]) in results.read_found()}
+    figure, axes = plt.subplots(1, len(of_panels), figsize=(4 * len(of_panels), 4), squeeze=False)
+    for ax, (title, (study, *rows)) in zip(axes[0], of_panels.items()):
+        models = models_of(study, *rows)
+        for model in ("student kd", "student metadistil", "teacher after metadistil"):
+            scores = 100 * np.array(models[model]["by_epoch"])  # (seeds, epochs)
+            epochs, mean, deviation = np.arange(1, scores.shape[1] + 1), scores.mean(axis=0), scores.std(axis=0, ddof=1)
+            ax.plot(epochs, mean, **draw.look_of(model).of_line(), label=model)
+            ax.fill_between(epochs, mean - deviation, mean + deviation, color=draw.look_of(model).colour, alpha=0.2)
+        ax.axvline(results.read_found()[study, rows[-1]]["warmup_epochs"] + 0.5, color=draw.GREY, linestyle=":")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.set(title=title, xlabel="epoch", ylabel=f"{score_name(models[model], 'dev')} (%)")
+    axes[0][0].legend(fontsize=9)
+    return figure
+
+
 def page():
     """The template, filled in."""
 
@@ -271,9 +297,10 @@ def page():
 
 
 def write():
-    """RESULTS.md, and the figure of the study "noise"."""
+    """RESULTS.md, and its figures."""
     (HERE / "RESULTS.md").write_text(page(), encoding="utf-8")
-    label_noise().savefig(HERE / "figures" / "label_noise.png", dpi=100)
+    for draw_figure in (label_noise, dynamics):
+        draw_figure().savefig(HERE / "figures" / f"{draw_figure.__name__}.png", dpi=100)
     print(HERE / "RESULTS.md")
 
 
