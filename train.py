@@ -32,8 +32,8 @@ import models
 from data import InputError, expect
 
 DEVICES = ["auto", "cpu"] + ["cuda"] * torch.cuda.is_available()
-# Under torchrun: which of how many processes this is. Each computes its own part of every batch. All score the whole
-# dev and test, for the others would only wait. The first alone writes, and prints all but why a process stopped.
+# Under torchrun: which of how many processes this is. Each computes its own part of every batch. Each scores the
+# whole dev and test. The first alone writes files and prints; any of them may print why it stopped.
 SEVERAL = "TORCHELASTIC_RUN_ID" in os.environ
 RANK, RANKS = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if SEVERAL else (0, 1)
 SHOW_SECONDS = 5  # between two lines of progress
@@ -64,7 +64,7 @@ SCHEDULES = {"linear": linear, "falls": falls}  # (step, total) -> share of the 
 
 def option(help, valid=None, default=None, heeded="always"):
     """A field of Config. valid: a range, or a list of words. default: None where DEFAULTS or the task decide.
-    heeded: which methods heed it, in words of `heeds`."""
+    heeded: by which methods, a key of the dict in `heeds`. If a run has none of them, the flag is refused."""
     return dataclasses.field(default=default, metadata={"help": help, "valid": valid, "heeded": heeded})
 
 
@@ -300,8 +300,8 @@ def meta_step(stage, batch, draw_quiz, log):
 
 
 def step_without_pilot(stage, batch, draw_quiz, log):
-    """An ablation: the quiz is sat at θ_S instead of θ′_S, and λ only scales the meta-gradient. The student takes its
-    real step before the meta update, which in Algorithm 1 comes first."""
+    """An ablation: the quiz is sat at θ_S instead of θ′_S, and λ only scales the meta-gradient. The order is
+    real update, then meta update; in Algorithm 1 the meta update comes first."""
     config, student, teachers = stage.config, stage.student, stage.teachers
     theta_S = dict(student.named_parameters())
     L_q, v = metadistil.quiz_gradient(student, theta_S, draw_quiz(), stage.quiz_loss)
@@ -344,8 +344,8 @@ def patient_loss(stage):
     return loss
 
 
-# Which labels each student sees, and whether its teacher learns: the whole experiment is this table. (A teacher's own
-# training is the row of finetune.)
+# Which labels each student sees (--learn-quiz adds the quiz's), and whether its teacher learns: this table decides. A
+# teacher's own training is that of finetune: before it learns to teach it has seen the quiz's labels, too.
 METHODS = {
     "finetune": Method("none", quiz_labels=True, loss=logits_loss, step=distil_step),
     "kd": Method("fixed", quiz_labels=True, loss=logits_loss, step=distil_step),
@@ -569,14 +569,14 @@ class Seed:
 
 
 class Stage:
-    """A network in training, `self.student`: a student by its method, or a teacher, which learns from labels. The
-    `learners` are all networks that change, by the titles of their rows in the table."""
+    """A network in training, `self.student`: a student by its method, or a teacher, which learns from labels. Its
+    `name` is the method's, or the teacher's role. `learners` are all networks that change, by title."""
 
     def __init__(self, context: Seed, name):
         self.context, self.name, self.config, self.task = context, name, context.config, context.task
         self.quiz_loss = metadistil.hard_loss if self.task.label_names else squared_loss
         self.teachers, self.teacher_optimizer = [], None
-        self.times_through = None  # the data: of which pass `self.batches` are; None: no batches yet
+        self.current_pass = None  # the pass over the data that `self.batches` belongs to; None before the first
         config, role = self.config, name if name in context.sources else "student"
         self.student = context.network(role)
         if role == "student":
@@ -634,11 +634,11 @@ class Stage:
         sees_quiz_labels = self.method.quiz_labels or self.config.learn_quiz
         if not sees_quiz_labels:
             lengths = lengths[: len(self.task.train)]
-        # All students take the same number of steps. Without the quiz a pass is shorter, so the next begins earlier.
-        times_through, place = divmod(k, -(-len(lengths) // batch_size))
-        if self.times_through != times_through:
-            self.times_through = times_through
-            self.batches = data.batches_of(lengths, batch_size, context.seed, times_through)
+        # All students take the same number of steps. Without the quiz a pass over the data is shorter than an epoch.
+        current_pass, place = divmod(k, -(-len(lengths) // batch_size))
+        if self.current_pass != current_pass:
+            self.current_pass = current_pass
+            self.batches = data.batches_of(lengths, batch_size, context.seed, current_pass)
         return context.batch(own_part(self.batches[place]), k)
 
     def step(self, k, log):
@@ -729,7 +729,7 @@ def finish(stage: Stage, journal, state):
         }
         journal["results"].setdefault(title, []).append(result)
         seconds = np.nan  # the stage's other networks have no time of their own
-    journal |= {"done": journal["done"] + 1, "under_way": None}
+    journal.update(done=journal["done"] + 1, under_way=None)
     save_journal(context.config, journal)
 
 

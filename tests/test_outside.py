@@ -158,10 +158,11 @@ def answers(out, text, **options):
     return found.returncode, found.stdout.decode(errors="replace").splitlines()[1:], found.stderr.decode()
 
 
-def test_a_text_longer_than_the_positions_is_cut(reviews):
-    network = train.load(reviews / "seed0" / "student-kd.pt")
-    most = network.network.config.max_tokens
-    assert network.predict(["witty " * 10_000]) == network.predict(["witty " * most])
+@pytest.mark.parametrize("positions", [40, 512])
+def test_a_text_longer_than_the_positions_is_cut(positions, tmp_path):
+    checkpoint(tmp_path / "network", TEXTS[:50], labels=["negative", "positive"], max_positions=positions)
+    network = train.load(tmp_path / "network" / "metadistil.pt")
+    assert network.predict(["witty " * 10_000]) == network.predict(["witty " * positions])
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\t", "\u200b", "🎬" * 300, "\x07 \x1b[31m"])
@@ -179,7 +180,7 @@ def test_a_tab_parts_a_pair_and_is_white_space_in_a_sentence(reviews, pairs):
     plain = answers(reviews, b"the plot is witty\n")
     assert plain[0] == 0 and len(plain[1]) == 2
     assert answers(reviews, b"\tthe plot is witty\n") == answers(reviews, b"the plot\tis witty\n") == plain
-    assert answers(pairs, b"one\tother\n")[0] == 0
+    assert answers(pairs, b"one\tother\n")[0] == answers(pairs, b"\tother\n")[0] == 0
     for text in (b"one\n", b"\n"):
         code, _, said = answers(pairs, text)
         assert code == 2 and len(said.splitlines()) == 1 and "expected #1 String and #2 String" in said
