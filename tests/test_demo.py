@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "notebooks"))
 
 import demo
 import pictures
-import reviews
 from conftest import ROOT, chromium
+from reviews import ASPECTS, BLAME, PRAISE
 
 import data
 import models
@@ -303,7 +303,7 @@ def test_the_page_escapes_what_comes_from_the_run_and_allows_no_other_script(rev
 
 def test_requests_at_the_same_time_do_not_mix(reviews, serve, monkeypatch):
     served = serve(reviews)
-    texts = [f"the {aspect} is {word}" for word, aspect in zip([*reviews.PRAISE, *reviews.BLAME], reviews.ASPECTS * 4)]
+    texts = [f"the {aspect} is {word}" for word, aspect in zip([*PRAISE, *BLAME], ASPECTS * 4)]
     alone = [[row["classes"] for row in served.ask(text)["models"]] for text in texts]
     assert len({str(classes) for classes in alone}) == len(texts)  # each text has an answer of its own
     model, at_work, most_at_work = served.server.demo.models[0], [], []
