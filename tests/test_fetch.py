@@ -17,8 +17,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, shaken
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, Tokenizer
 
 import models
@@ -448,31 +446,37 @@ def test_a_tokenizer_json_and_its_settings_agree_or_are_refused(tmp_path, capsys
 
 
 @published
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
-@given(data=st.data())
-def test_any_settings_are_right_or_refused(tmp_path, capsys, data):
+def test_any_settings_are_right_or_refused(tmp_path, capsys):
     """Whatever the files say together: the package's ids and the stated ones, or one line."""
-    shutil.rmtree(tmp_path)
-    reference = checkpoint(tmp_path)
-    yes_or_no = st.sampled_from([None, True, False])
-    said = {key: data.draw(yes_or_no, key) for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars")}
-    said["tokenizer_class"] = data.draw(st.sampled_from([None, "BertTokenizer", "PreTrainedTokenizerFast"]), "class")
-    said["truncation_side"] = data.draw(st.sampled_from([None, "right", "left"]), "side")
-    said = {key: value for key, value in said.items() if value is not None}
-    if data.draw(st.booleans(), "tokenizer.json"):
-        whole_json(tmp_path, data.draw(st.booleans(), "lowercase"), **said)
-    else:
-        wordpiece(tmp_path, **said)
-    added = data.draw(st.sampled_from([{}, {"[NEW]": len(WORDS)}, {"[NEW]": 99}, {"witty": 8}]), "added")
-    if added:
-        write_json(tmp_path / "added_tokens.json", added)
-    if run(tmp_path) == 0:
-        tokenizer = Tokenizer.from_str(check_saved(tmp_path, reference)[1]["tokenizer"])
-        assert all(tokenizer.token_to_id(token) == number for token, number in added.items())
-        capsys.readouterr()
-    else:
-        out, err = capsys.readouterr()
-        assert len(err.splitlines()) == 1 and err.startswith("fetch.py: ") and not (tmp_path / "metadistil.pt").exists()
+    hypothesis = pytest.importorskip("hypothesis")
+    st = hypothesis.strategies
+
+    @hypothesis.settings(max_examples=12, deadline=None, derandomize=True)
+    @hypothesis.given(data=st.data())
+    def holds(data):
+        shutil.rmtree(tmp_path)
+        reference = checkpoint(tmp_path)
+        yes_or_no = st.sampled_from([None, True, False])
+        said = {key: data.draw(yes_or_no, key) for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars")}
+        said["tokenizer_class"] = data.draw(st.sampled_from([None, "BertTokenizer", "PreTrainedTokenizerFast"]), "class")
+        said["truncation_side"] = data.draw(st.sampled_from([None, "right", "left"]), "side")
+        said = {key: value for key, value in said.items() if value is not None}
+        if data.draw(st.booleans(), "tokenizer.json"):
+            whole_json(tmp_path, data.draw(st.booleans(), "lowercase"), **said)
+        else:
+            wordpiece(tmp_path, **said)
+        added = data.draw(st.sampled_from([{}, {"[NEW]": len(WORDS)}, {"[NEW]": 99}, {"witty": 8}]), "added")
+        if added:
+            write_json(tmp_path / "added_tokens.json", added)
+        if run(tmp_path) == 0:
+            tokenizer = Tokenizer.from_str(check_saved(tmp_path, reference)[1]["tokenizer"])
+            assert all(tokenizer.token_to_id(token) == number for token, number in added.items())
+            capsys.readouterr()
+        else:
+            out, err = capsys.readouterr()
+            assert len(err.splitlines()) == 1 and err.startswith("fetch.py: ") and not (tmp_path / "metadistil.pt").exists()
+
+    holds()
 
 
 # ---------------------------------------------------------------- heads
