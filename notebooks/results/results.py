@@ -116,10 +116,10 @@ def honest(study: str, base: str) -> dict[str, str]:
 
 def own_job(study: str, base: str, flags: str = "", trial=()) -> dict[str, str]:
     """The teacher keeps its own job, by a gradient w times as long as the meta-gradient, w = 1; and the control, that
-    gradient with the quiz unheard. `trial`: the w among which two seeds choose, on dev."""
-    rows = {f"trial-{w}": f"--seeds 2 --methods own-job-{w} {flags}" for w in trial}
-    rows |= {kind: f"--seeds 5 --methods {kind} {flags}" for kind in ("own-job-1", "own-job-1-alone")}
-    return beside(study, base, f"--seeds 5 --teacher minilm --methods kd,metadistil {flags}", rows)
+    gradient with the quiz unheard. `trial`: the w among which two seeds choose, on dev. (Of a flag the last one holds.)"""
+    rows = {f"trial-{w}": f"--methods own-job-{w} {flags} --seeds 2" for w in trial}
+    rows |= {kind: f"--methods {kind} {flags}" for kind in ("own-job-1", "own-job-1-alone")}
+    return beside(study, base, f"--teacher minilm --methods kd,metadistil {flags}", rows)
 
 
 def compression(study: str) -> dict[str, str]:
@@ -152,8 +152,8 @@ def studies() -> dict[str, dict[str, str]]:
     ]
     own.append("--methods finetune --train-size 1 --batch-size 32 --epochs 75")  # the quiz and one sentence more
     few = f"--data glue --precision auto --seeds 5 --teacher minilm {STUDENT} --teacher-epochs 3 --epochs 2"
-    mrpc = f"--task mrpc --data glue --precision auto {STUDENT} --teacher-epochs 3 --epochs 2"
-    sst2 = f"{PAIR.replace(' --seeds 5', '')} --teacher-epochs 8 --epochs 3 --alpha 0.9"
+    mrpc = f"--task mrpc --data glue --precision auto --seeds 5 {STUDENT} --teacher-epochs 3 --epochs 2"
+    sst2 = f"{PAIR} --teacher-epochs 8 --epochs 3 --alpha 0.9"
     three, four = "finetune,kd,metadistil", "finetune,kd,pkd,metadistil"
     right = f"{REVIEWS} --label-noise 0"
     spoilt = {kind: f"{right} --teacher {taught('right', 'plain', f'teacher-{kind}')} {both}" for kind in WRONG}
