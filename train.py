@@ -103,7 +103,6 @@ class Config:
     meta_grad: str = option("way to the meta-gradient", [*metadistil.MODES], heeded="learning")
     micro_batch: int = option("examples at a time in the teacher's backward pass [all]", COUNT, heeded="learning")
     meta_every: int = option("the teacher learns at every K-th step", COUNT, heeded="learning")
-    no_pilot: bool = option("ablation: the quiz is sat at θ_S; always by the jvp", None, False, heeded="pilot")
     learn_quiz: bool = option("students train on the quiz's labels, too", None, False, heeded="learning")
     seeds: int = option("do everything with seeds 0 to N-1", COUNT, 1)
     device: str = option("auto: cuda where there is one", DEVICES, "auto")
@@ -170,7 +169,6 @@ def heeds(config: Config, field):
         "always": True,
         "teacher": any(method.teacher != "none" for method in methods),
         "learning": any(method.teacher == "learning" for method in methods),
-        "pilot": any(method.step is meta_step for method in methods),
         "pkd": any(method.loss is patient_loss for method in methods),
     }
     return by[field.metadata["heeded"]]
@@ -296,25 +294,6 @@ def meta_step(stage, batch, draw_quiz, log):
     )  # fmt: skip
     if log is not None:
         log["quiz_loss_after"] = found.quiz_loss
-    return L_S
-
-
-def step_without_pilot(stage, batch, draw_quiz, log):
-    """An ablation: the quiz is sat at θ_S instead of θ′_S, and λ only scales the meta-gradient. The order is
-    real update, then meta update; in Algorithm 1 the meta update comes first."""
-    config, student, teachers = stage.config, stage.student, stage.teachers
-    theta_S = dict(student.named_parameters())
-    L_q, v = metadistil.quiz_gradient(student, theta_S, draw_quiz(), stage.quiz_loss)
-    inputs, labels = batch
-    z_T = metadistil.teach(teachers, inputs)
-    z_T_leaf = metadistil.each_tensor(metadistil.leaf, z_T)
-    dL_dz_T = metadistil.through_student_tangent(student, batch, z_T_leaf, v, config.pilot_lr, stage.loss)
-    grads = metadistil.through_teachers(teachers, inputs, z_T, dL_dz_T, config.micro_batch)
-    grads = metadistil.mean_over_ranks(grads, len(labels))
-    L_S = metadistil.real_update(student, teachers, batch, stage.student_optimizer, stage.loss)
-    metadistil.meta_update(teachers, grads, stage.teacher_optimizer, config.teacher_clip)
-    if log is not None:
-        log["quiz_loss_before"] = L_q
     return L_S
 
 
@@ -462,6 +441,20 @@ def tokenizer_in(saved, shape, source):
         return tokenizer
 
 
+def take_over(network, trained, saved, labels):
+    """Give a fresh network the weights of a trained one. Its last layer gets those in the order of `labels`; if they
+    were trained for others, it stays fresh."""
+    weights = trained.state_dict()
+    known = saved["labels"] and [name.lower() for name in saved["labels"]]  # published ones are often upper-case
+    if known != labels:
+        head = network.classifier.state_dict(prefix="classifier.")
+        if known and sorted(known) == sorted(labels):
+            order = [known.index(label) for label in labels]
+            head = {name: weights[name][order] for name in head}
+        weights |= head
+    network.load_state_dict(weights)
+
+
 class Seed:
     """One seed's splits as each role reads them, {role: {split: Encoded}}, and how its networks begin."""
 
@@ -514,20 +507,25 @@ class Seed:
 
     def network(self, role, saved=""):
         """The role's network in a Reader: the same initial weights always, or as a stage saved it."""
-        torch.manual_seed(2 * self.seed + list(self.sources).index(role))
         source, config = self.sources[role], self.config
         shape, tokenizer = self.origins[source]
         changes = {"num_labels": self.task.num_labels, "dropout": config.dropout}
+        is_preset = source in models.PRESETS
+        if is_preset and tokenizer:
+            changes["vocab_size"] = tokenizer.get_vocab_size()
         if saved:
             network, _ = models.read_saved(self.folder / f"{saved}.pt")
-        elif source in models.PRESETS:
-            words = tokenizer.get_vocab_size() if tokenizer else 0
-            network = models.build(shape, vocab_size=words, **changes)
         else:
-            network, _ = models.read_saved(source, self.task.label_names, **changes)
+            trained = None if is_preset else models.read_saved(source)
+            torch.manual_seed(2 * self.seed + list(self.sources).index(role))
+            network = models.build(shape, **changes)
+            if trained:
+                take_over(network, *trained, self.task.label_names)
         if role == "student" and config.student_layers:
             with models.expecting(f"--student-layers {config.student_layers}: expected numbers of layers of {source}"):
-                network.keep_layers([int(layer) for layer in config.student_layers.split(",")])
+                layers = [int(layer) for layer in config.student_layers.split(",")]
+                expect(min(layers) >= 0, "0 is the first")
+                network.keep_layers(layers)
         return Reader(network, role, config.device, config.precision).to(config.device)
 
     def batch(self, rows, step=None):
@@ -654,9 +652,7 @@ class Stage:
             return distil_step(self, batch, draw_quiz, log)
         share = SCHEDULES[config.teacher_schedule](since_warmup, self.total - self.warmup_steps)
         set_rate(self.teacher_optimizer, config.teacher_lr * share)
-        without = config.no_pilot and self.method.step is meta_step
-        step = step_without_pilot if without else self.method.step
-        return step(self, batch, draw_quiz, log)
+        return self.method.step(self, batch, draw_quiz, log)
 
 
 def set_rate(optimizer, rate):

@@ -53,7 +53,7 @@ def assert_same_log(out, other, tolerance):
 
 @pytest.mark.parametrize("other", [
     {}, {"batch_size": 7, "quiz_batch_size": 5, "meta_grad": "jvp", "micro_batch": 2}, {"batch_size": 1, "train_size": 8},
-    {"no_pilot": None, "teacher_clip": 1e-3, "teacher_lr": 1e-2},
+    {"teacher_clip": 1e-3, "teacher_lr": 1e-2},
 ])  # fmt: skip
 def test_two_processes_have_the_numbers_of_one(other, tmp_path):
     """Of parts of uneven size, too, and of a batch that is smaller than the number of processes."""

@@ -78,7 +78,7 @@ def test_the_reading_core_is_as_long_as_it_says():
     for name, lines in said.items():
         assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) == pytest.approx(int(lines), abs=20)
     parts = [train.Stage, train.take, train.set_rate, train.Method, train.distil_step, train.meta_step]
-    parts += [train.step_without_pilot, train.logits_loss, train.patient_loss]
+    parts += [train.logits_loss, train.patient_loss]
     lines = sum(len(inspect.getsource(part).splitlines()) + 2 for part in parts) + len(train.METHODS) + 4
     assert lines == pytest.approx(int(of_train), abs=25) and set(said) == {"metadistil.py", "models.py"}
 

@@ -3,12 +3,13 @@
 import json
 import re
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, shaken
 from test_train import small
 
 sys.path[:0] = [str(ROOT / "notebooks" / "results")]
@@ -287,6 +288,31 @@ def test_a_clipped_teacher_goes_as_far_as_its_gradient_is_long_and_no_farther(ta
     walked = flat(first_step(taught_run, "random-walk", teacher_clip=clip)[1].values())  # as long, and leads elsewhere
     assert walked.norm().item() == pytest.approx(expected.norm().item(), rel=1e-3)
     assert abs(torch.cosine_similarity(walked, usual, dim=0)) < 0.1
+
+
+def test_without_a_pilot_the_quiz_is_sat_where_the_student_stands():
+    """The step against its definition: v at θ_S, the meta-gradient −λ (∂²L_S/∂θ_T∂θ_S) v, the student's step first."""
+    torch.manual_seed(0)
+    student, teacher = (shaken(models.Encoder(models.EncoderConfig(20, 8, 1, 2, 16, 8, dropout=0.0))).double() for _ in "ST")
+    exam = lambda n: ({"input_ids": torch.randint(20, (n, 5))}, torch.randint(2, (n,)))  # noqa: E731
+    batch, quiz, pilot_lr = exam(6), exam(4), 0.3
+    theta_S, theta_T = list(student.parameters()), list(teacher.parameters())
+    L_S = metadistil.kd_loss(student(**batch[0]), teacher.eval()(**batch[0]), batch[1])
+    gradient = torch.autograd.grad(L_S, theta_S, create_graph=True, materialize_grads=True)
+    L_q = metadistil.hard_loss(student(**quiz[0]), quiz[1])
+    v = torch.autograd.grad(L_q, theta_S, materialize_grads=True)
+    expected = torch.autograd.grad(-pilot_lr * sum((g * d).sum() for g, d in zip(gradient, v)), theta_T, materialize_grads=True)
+    moved_S = [(theta - 0.1 * part).detach() for theta, part in zip(theta_S, gradient)]
+    moved_T = [theta.detach() - 0.1 * part for theta, part in zip(theta_T, expected)]
+    optimizers = [torch.optim.SGD(network.parameters(), 0.1) for network in (student, teacher)]
+    stage = types.SimpleNamespace(
+        student=student, teachers=[teacher], student_optimizer=optimizers[0], teacher_optimizer=optimizers[1],
+        loss=metadistil.kd_loss, quiz_loss=metadistil.hard_loss, config=train.Config(pilot_lr=pilot_lr),
+    )  # fmt: skip
+    found = ideas.no_pilot(stage, batch, lambda: quiz, None)
+    torch.testing.assert_close(found, L_S.detach())
+    torch.testing.assert_close([theta.detach() for theta in theta_S], moved_S)
+    torch.testing.assert_close([theta.detach() for theta in theta_T], moved_T)
 
 
 def test_in_mutual_learning_both_learn_from_each_other_and_no_quiz_is_sat(taught_run, monkeypatch):

@@ -1,8 +1,8 @@
 """train.py with a few methods more: `python notebooks/results/ideas.py --methods kd,own-job-1 ...` takes train.py's flags
 (`--resume`, too).
 
-Each idea is a row of train.METHODS and a few lines between the three calls of Algorithm 1. In all but `mutual` the
-student, its loss and what it sees are MetaDistil's; what differs is the gradient that the teacher's optimiser gets.
+Each idea is a row of train.METHODS and a step, a few lines. In all but `mutual` the student, its loss and what it sees
+are MetaDistil's; what differs is how the teacher learns.
 """
 
 import functools
@@ -73,6 +73,23 @@ def random_walk(stage, batch, draw_quiz, log):
     return updates(stage, batch, [scale * part for part in noise])
 
 
+def no_pilot(stage, batch, draw_quiz, log):
+    """An ablation: the quiz is sat at θ_S instead of θ′_S, and λ only scales the meta-gradient. The order is real update,
+    then meta update; in Algorithm 1 the meta update comes first."""
+    config, student, teachers = stage.config, stage.student, stage.teachers
+    theta_S = dict(student.named_parameters())
+    _, v = metadistil.quiz_gradient(student, theta_S, draw_quiz(), stage.quiz_loss)
+    inputs, labels = batch
+    z_T = metadistil.teach(teachers, inputs)
+    z_T_leaf = metadistil.each_tensor(metadistil.leaf, z_T)
+    dL_dz_T = metadistil.through_student_tangent(student, batch, z_T_leaf, v, config.pilot_lr, stage.loss)
+    grads = metadistil.through_teachers(teachers, inputs, z_T, dL_dz_T, config.micro_batch)
+    grads = metadistil.mean_over_ranks(grads, len(labels))
+    L_S = metadistil.real_update(student, teachers, batch, stage.student_optimizer, stage.loss)
+    metadistil.meta_update(teachers, grads, stage.teacher_optimizer, config.teacher_clip)
+    return L_S
+
+
 def mutual(stage, batch, draw_quiz, log):
     """Mutual learning (Zhang et al. 2018): the student learns from the teacher, then the teacher from the student; no
     quiz."""
@@ -92,6 +109,7 @@ METHODS = {
     "own-job-1": of_metadistil(functools.partial(own_job, weight=1.0)),
     "own-job-3": of_metadistil(functools.partial(own_job, weight=3.0)),
     "own-job-1-alone": of_metadistil(functools.partial(own_job, weight=1.0, hears_quiz=False)),
+    "no-pilot": of_metadistil(no_pilot),
     "less-the-mean": of_metadistil(less_the_mean),
     "random-walk": of_metadistil(random_walk),
     # No quiz is sat, so its labels are not kept from the student, as from that of kd.

@@ -36,6 +36,7 @@ PAIR = f"{SST2} --train-size 1600 {STUDENT} --warmup-epochs 3"
 QUIZ = f"{SST2} --train-size 1 --methods finetune --warmup-epochs 0 --batch-size 64 --student-lr 7e-5"
 DEAF = "--teacher-lr 0 --meta-every 1000000"  # one quiz, at the first step, which moves the teacher by nothing
 WRONG = ("other-ids", "half-vocabulary")  # teachers that are wrong for another reason than their labels; see `spoil`
+OWN_JOB = ("own-job-1", "own-job-1-alone")
 HEARD = "--teacher-lr 3e-5 --pilot-lr 0.002 --quiz-batch-size 200"
 # SGD with momentum at three times AdamW's rate; a meta-gradient longer than 0.3, of which there are few, is cut.
 CLIPPED_SGD = "--teacher-optimizer momentum --teacher-schedule falls --teacher-lr 1.5e-3 --teacher-clip 0.3"
@@ -102,14 +103,12 @@ def honest(study: str, base: str) -> dict[str, str]:
     """Ideas to keep a teacher honest, and their controls."""
     methods = {
         "metadistil": "metadistil",
-        "no-pilot": "metadistil --no-pilot",
+        "no-pilot": "no-pilot",
         "clipped-sgd": f"metadistil {CLIPPED_SGD}",
         "random-walk": f"random-walk {CLIPPED_SGD}",
         "mutual": "mutual",
         "less-the-mean": "less-the-mean",
-        "own-job-1": "own-job-1",
-        "own-job-1-alone": "own-job-1-alone",
-    }
+    } | {kind: kind for kind in OWN_JOB}
     rows = {name: f"--methods {flags}" for name, flags in methods.items()}
     return beside(study, base, "--methods finetune,kd", rows)
 
@@ -118,17 +117,18 @@ def own_job(study: str, base: str, flags: str = "", trial=()) -> dict[str, str]:
     """The teacher keeps its own job, by a gradient w times as long as the meta-gradient, w = 1; and the control, that
     gradient with the quiz unheard. `trial`: the w among which two seeds choose, on dev. (Of a flag the last one holds.)"""
     rows = {f"trial-{w}": f"--methods own-job-{w} {flags} --seeds 2" for w in trial}
-    rows |= {kind: f"--methods {kind} {flags}" for kind in ("own-job-1", "own-job-1-alone")}
+    rows |= {kind: f"--methods {kind} {flags}" for kind in OWN_JOB}
     return beside(study, base, f"--teacher minilm --methods kd,metadistil {flags}", rows)
 
 
 def compression(study: str) -> dict[str, str]:
     """Six layers into three, two and one: --student-layers prunes, then the student learns. "3-1": by an assistant, the
-    student of three layers of the same method. "mutual": beside kd, from the same teachers."""
+    student of three layers of the same method. Other methods beside kd, from the same teachers."""
     base = f"{SST2} --train-size 2000 --epochs 2 --student minilm"
     teacher = f"--teacher {taught(study, '3')}"
     rows = {"3": f"{base} --student-layers 1,3,5 --teacher minilm --methods kd,metadistil"}
-    rows["mutual"] = f"{base} --student-layers 1,3,5 {teacher} --methods mutual"
+    for kind in ("mutual", *OWN_JOB):
+        rows[kind] = f"{base} --student-layers 1,3,5 {teacher} --methods {kind}"
     for layers in ("2,5", "5"):
         rows[str(len(layers.split(",")))] = f"{base} --student-layers {layers} {teacher} --methods kd,metadistil"
     for method in ("kd", "metadistil"):
@@ -162,9 +162,8 @@ def studies() -> dict[str, dict[str, str]]:
         "right": variants("right", right, plain, [*gentle, late]) | spoilt,
         "ideas": honest("ideas", REVIEWS),
         "ideas-right": honest("ideas-right", right),
-        "own-mrpc": own_job("own-mrpc", mrpc, trial=("0.3", "1", "3")),
-        "own-sst2-0": own_job("own-sst2-0", f"{sst2} --label-noise 0", HEARD),
-        "own-sst2-0.4": own_job("own-sst2-0.4", f"{sst2} --label-noise 0.4", HEARD),
+        "own-mrpc": own_job("own-mrpc", f"{mrpc} --train-size 1600", trial=("0.3", "1", "3")),
+        "own-sst2": own_job("own-sst2", f"{sst2} --label-noise 0.4", HEARD),
         "compression": compression("compression"),
         "mrpc": {"plain": f"--task mrpc {few} --methods {four}"},
         "cola": {"plain": f"--task cola {few} --methods {four}"},
