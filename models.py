@@ -76,8 +76,8 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def attention(self, states, mask):
-        """Multi-head self-attention, softmax(QKᵀ/√d)V: states (B, T, D), mask (B, 1, 1, T) -> (B, T, D). In the open,
-        for the fused kernels have no double backward, which the second-order meta-gradient needs."""
+        """Multi-head self-attention, softmax(QKᵀ/√d)V: states (B, T, D), mask (B, 1, 1, T) -> (B, T, D). Written
+        out, for fused kernels have no double backward, which the second-order meta-gradient needs."""
         B, T, D = states.shape
         d = D // self.heads
 
@@ -95,7 +95,7 @@ class Block(nn.Module):
     def forward(self, states, mask):
         """states (B, T, D), mask (B, 1, 1, T) true at real tokens -> (B, T, D)."""
         states = self.attention_norm(states + self.dropout(self.attention(states, mask)))
-        fed = self.feed_out(F.gelu(self.feed_in(states)))  # (B, T, 4D) in between
+        fed = self.feed_out(F.gelu(self.feed_in(states)))  # (B, T, intermediate) in between
         return self.feed_norm(states + self.dropout(fed))
 
 
@@ -126,7 +126,7 @@ class Encoder(nn.Module):
         return build(named(name, ENCODERS), vocab_size=vocab_size, num_labels=num_labels, dropout=dropout)
 
     def keep_layers(self, layers: list[int]):
-        """Keep those layers alone, 0 the first. Raises IndexError."""
+        """Keep only these layers, counted from 0. Raises IndexError."""
         self.blocks = nn.ModuleList(self.blocks[layer] for layer in layers)
         self.config = replace(self.config, layers=len(layers))
 
@@ -144,7 +144,7 @@ class Encoder(nn.Module):
             states = states + self.types(types)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         mask = mask.bool()[:, None, None, :]  # (B, 1, 1, T)
-        layers = [self.dropout(self.norm(states))]  # after each layer, (B, T, D)
+        layers = [self.dropout(self.norm(states))]  # (B, T, D): the embeddings, then each layer's output
         for block in self.blocks:
             layers.append(block(layers[-1], mask))
         first_token = [states[:, 0] for states in layers]  # [CLS], (B, D) each
@@ -170,8 +170,8 @@ RESNETS |= {f"resnet{depth}x4": ResNetConfig(depth, (32, 64, 128, 256)) for dept
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """BatchNorm in the type of its weights, whatever autocast hands it: its forward-mode product has no bfloat16, and
-    pilot and micro-batches must round alike."""
+    """BatchNorm in the type of its weights, whatever autocast hands it: its forward-mode differentiation has no bfloat16,
+    and pilot and micro-batches must round alike."""
 
     def forward(self, states):
         """(B, C, H, W) -> the same."""
@@ -201,7 +201,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A CIFAR ResNet: a stem, three stages of residual blocks, each of half the resolution, a classifier."""
+    """A CIFAR ResNet: a stem, three stages of residual blocks, each later one of half the resolution, a classifier."""
 
     def __init__(self, config: ResNetConfig):
         super().__init__()

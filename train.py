@@ -442,10 +442,11 @@ def tokenizer_in(saved, shape, source):
 
 
 def take_over(network, trained, saved, labels):
-    """Give a fresh network the weights of a trained one. Its last layer gets those in the order of `labels`; if they
-    were trained for others, it stays fresh."""
-    weights = trained.state_dict()
-    known = saved["labels"] and [name.lower() for name in saved["labels"]]  # published ones are often upper-case
+    """Load a trained network's weights into a fresh one. The rows of its last layer are brought into the order of
+    `labels`; trained for others, that layer stays fresh. Published names are often upper-case, so case does not count.
+    """
+    weights, labels = trained.state_dict(), [name.lower() for name in labels]
+    known = saved["labels"] and [name.lower() for name in saved["labels"]]
     if known != labels:
         head = network.classifier.state_dict(prefix="classifier.")
         if known and sorted(known) == sorted(labels):
@@ -461,7 +462,7 @@ class Seed:
     def __init__(self, config: Config, seed):
         self.config, self.seed = config, seed
         self.task, self.sources = config.load(seed), config.sources(seed)
-        train_and_quiz = self.task.train + self.task.quiz  # the quiz stands behind the train
+        train_and_quiz = self.task.train + self.task.quiz  # train first, then quiz
         self.steps_per_epoch = -(-len(train_and_quiz) // config.batch_size)
         self.origins = {source: self.origin(source) for source in set(self.sources.values())}
         splits = {"train+quiz": train_and_quiz, "dev": self.task.dev, "test": self.task.test}
@@ -475,7 +476,7 @@ class Seed:
         for role, source in self.sources.items():
             own = students_splits if role == "student" else splits
             shape, tokenizer = self.origins[source]
-            longest = min(data.MAX_LENGTH, getattr(shape, "max_tokens", 1))
+            longest = min(data.MAX_LENGTH, getattr(shape, "max_tokens", 1))  # of pictures 1
             self.tokenizers[role] = tokenizer
             self.encoded[role] = {name: encode(tokenizer, split, config.device, longest) for name, split in own.items()}
 
@@ -538,8 +539,8 @@ class Seed:
         return inputs, labels
 
     def quiz(self, step):
-        """The quiz batch of a step, of each class as many examples: ([{role: inputs}, ...], labels (B,)). In parts of
-        like length where one long sentence would pad all others."""
+        """The quiz batch of a step, of each class as many examples: ([{role: inputs}, ...], labels (B,)). Split by
+        length where one long sentence would pad all others."""
         both = self.encoded["student"]["train+quiz"]
         n = len(self.task.train)
         rows = own_part(n + data.sample_quiz(both.labels[n:], self.config.quiz_batch_size, self.seed, step))

@@ -103,7 +103,7 @@ def test_the_figure_shows_the_differences(found):
 
 
 def test_the_dynamics_end_where_the_scores_on_dev_are():
-    axes = {ax.get_title(): ax for ax in report.dynamics().axes}
+    axes = {ax.get_title(): ax for ax in report.dynamics().axes if ax.get_title()}
     assert axes.keys() == report.DYNAMICS.keys()
     for title, (study, *rows) in report.DYNAMICS.items():
         drawn = {line.get_label(): line.get_ydata() for line in axes[title].lines}

@@ -1,8 +1,8 @@
 """train.py with a few methods more: `python notebooks/results/ideas.py --methods kd,own-job-1 ...` takes train.py's flags
 (`--resume`, too).
 
-Each idea is a row of train.METHODS and a step, a few lines. In all but `mutual` the student, its loss and what it sees
-are MetaDistil's; what differs is how the teacher learns.
+Each idea is a row of train.METHODS and a step, a few lines. In all but `mutual` the student's loss and what it sees
+are MetaDistil's; what differs is how, and in `no_pilot` also when, the teacher learns.
 """
 
 import functools
@@ -25,7 +25,7 @@ def meta_gradient(stage, batch, quiz, trace=None):
 
 
 def updates(stage, batch, grads):
-    """Its second and third call: the meta update by these gradients, and the real update -> L_S."""
+    """Algorithm 1's second and third call: the meta update by these gradients, and the real update -> L_S."""
     metadistil.meta_update(stage.teachers, grads, stage.teacher_optimizer, stage.config.teacher_clip)
     return metadistil.real_update(stage.student, stage.teachers, batch, stage.student_optimizer, stage.loss)
 
@@ -52,8 +52,8 @@ def own_job(stage, batch, draw_quiz, log, weight, hears_quiz=True):
 
 
 def less_the_mean(stage, batch, draw_quiz, log):
-    """Of ∂L_q/∂z_T the mean over the batch is left out: the quiz no longer shifts all answers alike, it only makes one
-    example's answer differ from another's."""
+    """Of ∂L_q/∂z_T the mean over the batch is left out: the quiz no longer asks that all answers shift alike, only that
+    one example's answer differ from another's."""
     trace = {}
     meta_gradient(stage, batch, draw_quiz(), trace)
     dL_dz_T = trace["teacher_logits_gradient"]  # (B, K)
@@ -112,7 +112,7 @@ METHODS = {
     "no-pilot": of_metadistil(no_pilot),
     "less-the-mean": of_metadistil(less_the_mean),
     "random-walk": of_metadistil(random_walk),
-    # No quiz is sat, so its labels are not kept from the student, as from that of kd.
+    # No quiz is sat, so the student learns the quiz's labels, too, as in kd.
     "mutual": of_metadistil(mutual)._replace(quiz_labels=True),
 }
 train.METHODS |= METHODS

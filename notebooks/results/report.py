@@ -179,7 +179,7 @@ def overview(words):
     table = [["", *titles, "minutes"]]
     for row, models in trained.items():
         has_both = {"student kd", "student metadistil"} <= {*models}
-        kd = (models if has_both else first)["student kd"]
+        kd = (models if has_both else first).get("student kd")
         cells = [cell_of(title, models.get(title), kd, *split) for title in titles]
         table.append([row, *cells, f"{minutes(models):.0f}"])
     return train.layout(table)
@@ -191,14 +191,16 @@ def was_trained(model):
 
 
 def cell_of(title, model, kd, split="test"):
-    """Such as "84.2 ± 3.9; +9.0 [+6.3, +11.6]": a model's score and, of a student, its difference to kd."""
+    """Such as "84.2 ± 3.9; +9.0 [+6.3, +11.6]": a model's score and, of a student, its difference to kd, if there is one."""
     if model is None:
         return ""
     score = score_name(model, split)
-    cell = train.spread(np.array(model[score]))
-    like = np.allclose(model["parameters"], kd["parameters"], rtol=0.01)
-    if title.startswith("student") and model is not kd and like:
-        cell += f"; {train.paired_difference(np.array(model[score]), np.array(kd[score]))}"
+    ours = np.array(model[score])
+    cell = train.spread(ours)
+    if kd and title.startswith("student") and model is not kd:
+        if np.isclose(model["parameters"][0], kd["parameters"][0], rtol=0.01):
+            theirs = np.array(kd[score][: len(ours)])  # a trial has fewer seeds
+            cell += f"; {train.paired_difference(ours, theirs)}"
     return cell
 
 
@@ -270,8 +272,11 @@ def dynamics():
     Left of the dotted line the students learn from labels alone."""
     draw.use_style()
     of_panels = {title: panel for title, panel in DYNAMICS.items() if (panel[0], panel[-1]) in results.read_found()}
-    figure, axes = plt.subplots(1, len(of_panels), figsize=(4 * len(of_panels), 4), squeeze=False)
-    for ax, (title, (study, *rows)) in zip(axes[0], of_panels.items()):
+    n_rows = -(-len(of_panels) // 3)
+    figure, axes = plt.subplots(n_rows, 3, figsize=(13, 4 * n_rows))
+    for ax in axes.flat[len(of_panels) :]:
+        ax.axis("off")
+    for ax, (title, (study, *rows)) in zip(axes.flat, of_panels.items()):
         models = models_of(study, *rows)
         for model in ("student kd", "student metadistil", "teacher after metadistil"):
             scores = 100 * np.array(models[model]["by_epoch"])  # (seeds, epochs)
@@ -281,7 +286,7 @@ def dynamics():
         ax.axvline(results.read_found()[study, rows[-1]]["warmup_epochs"] + 0.5, color=draw.GREY, linestyle=":")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set(title=title, xlabel="epoch", ylabel=f"{score_name(models[model], 'dev')} (%)")
-    axes[0][0].legend(fontsize=9)
+    axes.flat[0].legend(fontsize=9)
     return figure
 
 

@@ -118,6 +118,7 @@ def own_job(study: str, base: str, flags: str = "", trial=()) -> dict[str, str]:
     gradient with the quiz unheard. `trial`: the w among which two seeds choose, on dev. (Of a flag the last one holds.)"""
     rows = {f"trial-{w}": f"--methods own-job-{w} {flags} --seeds 2" for w in trial}
     rows |= {kind: f"--methods {kind} {flags}" for kind in OWN_JOB}
+    rows["learn-quiz"] = f"--methods metadistil --learn-quiz {flags}"
     return beside(study, base, f"--teacher minilm --methods kd,metadistil {flags}", rows)
 
 
