@@ -183,6 +183,9 @@ def test_what_the_page_says_without_a_number_is_so():
     for row in ("meta-every-4", "teacher-lr-1e-4"):
         assert report.scores("right", row, after).mean() > report.scores("right", "metadistil", after).mean()
     assert verdict("cifar", "plain", after, "plain", before) == "level"
+    assert verdict("ideas", "own-job-1", student, "plain", kd) == "behind"  # "so it is not the default"
+    trial = {w: report.scores("own-mrpc", f"trial-{w}", student, "dev").mean() for w in ("0.3", "1", "3")}
+    assert max(trial, key=trial.get) == "1"
     shared = [("reviews", "learn-quiz", "plain"), ("right", "learn-quiz", "plain")]
     shared += [("noise", f"shared-{share}", f"plain-{share}") for share in ("0", "0.3", "0.4")]
     assert all(verdict(study, row, student, plain, kd) != "behind" for study, row, plain in shared)

@@ -57,8 +57,8 @@ DYNAMICS = {  # a panel of the figure of that name: study, rows
     "built-in reviews, 40% wrong": ("reviews", "plain", "metadistil"),
     "MRPC, pretrained": ("mrpc", "plain"),
     "CIFAR-100, a fifth of it": ("cifar", "plain"),
-    "no label wrong, the teacher keeps its own job": ("ideas-right", "plain", "own-job-1"),
-    "40% wrong, the teacher keeps its own job": ("ideas", "plain", "own-job-1"),
+    "no label wrong, teacher keeps its job": ("ideas-right", "plain", "own-job-1"),
+    "40% wrong, teacher keeps its job": ("ideas", "plain", "own-job-1"),
 }
 
 
