@@ -161,6 +161,18 @@ def test_what_cannot_be_is_refused():
         Encoder(EncoderConfig(hidden=10, heads=4))
 
 
+def test_a_fresh_encoder_begins_as_bert_does():
+    """Biases 0, LayerNorms 1, all else normal with the deviation 0.02."""
+    torch.manual_seed(0)
+    for name, theta in Encoder.from_preset("tiny", 500).named_parameters():
+        if name.endswith("bias"):
+            assert (theta == 0).all(), name
+        elif "norm" in name:
+            assert (theta == 1).all(), name
+        else:
+            assert theta.std().item() == pytest.approx(0.02, rel=0.2) and abs(theta.mean()) < 0.003, name
+
+
 def test_dropout_acts_in_train_mode_alone():
     model, ids = Encoder.from_preset("tiny", 50), torch.randint(50, (2, 6))
     assert not torch.equal(model(ids), model(ids))

@@ -483,7 +483,7 @@ NAMES = ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("saved, labels, order", [
-    (NAMES, NAMES, [0, 1, 2]), (["C", "A", "b"], NAMES, [1, 2, 0]), (NAMES, [*"vwxyz"], None), (NAMES, ["a", "b", "d"], None),
+    (NAMES, NAMES, [0, 1, 2]), (["C", "A", "b"], NAMES, [1, 2, 0]), (["a", "B"], ["b", "A"], [1, 0]), (NAMES, [*"vwxyz"], None), (NAMES, ["a", "b", "d"], None),
     (None, NAMES, None), ([], [], [0]), (None, [], None), (["one"], [], None),
 ])  # fmt: skip
 @pytest.mark.parametrize("shape", [models.EncoderConfig(30, 8, 1, 2, 16, 8), models.ResNetConfig(8)])
