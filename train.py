@@ -510,14 +510,13 @@ class Seed:
         """The role's network in a Reader: the same initial weights always, or as a stage saved it."""
         source, config = self.sources[role], self.config
         shape, tokenizer = self.origins[source]
-        changes = {"num_labels": self.task.num_labels, "dropout": config.dropout}
-        is_preset = source in models.PRESETS
-        if is_preset and tokenizer:
-            changes["vocab_size"] = tokenizer.get_vocab_size()
         if saved:
             network, _ = models.read_saved(self.folder / f"{saved}.pt")
         else:
-            trained = None if is_preset else models.read_saved(source)
+            trained = None if source in models.PRESETS else models.read_saved(source)
+            changes = {"num_labels": self.task.num_labels, "dropout": config.dropout}
+            if tokenizer and not trained:
+                changes["vocab_size"] = tokenizer.get_vocab_size()
             torch.manual_seed(2 * self.seed + list(self.sources).index(role))
             network = models.build(shape, **changes)
             if trained:

@@ -74,8 +74,8 @@ def random_walk(stage, batch, draw_quiz, log):
 
 
 def no_pilot(stage, batch, draw_quiz, log):
-    """An ablation: the quiz is sat at θ_S instead of θ′_S, and λ only scales the meta-gradient. The order is real update,
-    then meta update; in Algorithm 1 the meta update comes first."""
+    """An ablation: the quiz is sat at θ_S instead of θ′_S, and λ only scales the meta-gradient. The real update comes
+    before the meta update; in Algorithm 1 it comes after."""
     config, student, teachers = stage.config, stage.student, stage.teachers
     theta_S = dict(student.named_parameters())
     _, v = metadistil.quiz_gradient(student, theta_S, draw_quiz(), stage.quiz_loss)

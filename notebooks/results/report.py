@@ -164,8 +164,8 @@ def noise(split="test"):
 
 
 def overview(words):
-    """Of words like "STUDY" or "STUDY dev": a line for each row, a column for each model that any row trained. Of students also the
-    difference to a kd of the same size (within 1%, for vocabularies differ): the row's own if it has a metadistil,
+    """Of words like "STUDY" or "STUDY dev": a line for each row, a column for each model that any row trained. Of
+    students also the difference to a kd of the same size (within 1%, for vocabularies differ): the row's own if it has a metadistil,
     too, else the first row's. Minutes are of training, all seeds together."""
     study, *split = words.split()
     record = results.read_found()
@@ -193,7 +193,7 @@ def was_trained(model):
 
 
 def cell_of(title, model, kd, split="test"):
-    """Such as "84.2 ± 3.9; +9.0 [+6.3, +11.6]": a model's score and, of a student, its difference to kd, if there is one."""
+    """Such as "84.2 ± 3.9; +9.0 [+6.3, +11.6]": a model's score and, of a student, its difference to any kd."""
     if model is None:
         return ""
     score = score_name(model, split)

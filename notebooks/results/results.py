@@ -2,10 +2,11 @@
 one command, and writes RESULTS.md anew; without a STUDY only that.
 
 What a row found is appended to results.jsonl when the row is done. A row that stands there is not run again (to see it
-run, take out its line, and its folder under runs/results/), and a run that was stopped goes on. Start it in the project's folder; there it looks for `glue`
-(GLUE's tasks), `cifar` (CIFAR-100) and `minilm`, as far as a study needs them; links will do. `minilm` is the directory
-of a published checkpoint, in which `python notebooks/fetch.py minilm` has made metadistil.pt. SST-2's published test
-file has no labels: 2,000 examples of its training file, always the same, are the test set here.
+run, take out its line, and its folder under runs/results/), and a run that was stopped goes on. Start it in the
+project's folder; there it looks for `glue` (GLUE's tasks), `cifar` (CIFAR-100) and `minilm`, as far as a study needs
+them; links will do. `minilm` is the directory of a published checkpoint, in which `python notebooks/fetch.py minilm`
+has made metadistil.pt. SST-2's published test file has no labels: 2,000 examples of its training file, always the same,
+are the test set here.
 """
 
 import argparse
@@ -54,7 +55,7 @@ def beside(study: str, base: str, plain: str, rows: dict[str, str]) -> dict[str,
 
 
 def variants(study: str, base: str, plain: str, taught_rows: list[str], anew: list[str] = []) -> dict[str, str]:
-    """{row: flags}: "plain", then rows with its teachers, then rows with teachers of their own, all named by their flags."""
+    """{row: flags}: "plain", then rows with its teachers, then rows with teachers of their own, named by their flags."""
 
     def name(row):
         return "-".join(re.sub("--(methods [a-z,]+ )?", "", row).split()) or "metadistil"
@@ -115,7 +116,7 @@ def honest(study: str, base: str) -> dict[str, str]:
 
 def own_job(study: str, base: str, flags: str = "", trial=()) -> dict[str, str]:
     """The teacher keeps its own job, by a gradient w times as long as the meta-gradient, w = 1; and the control, that
-    gradient with the quiz unheard. `trial`: the w among which two seeds choose, on dev. (Of a flag the last one holds.)"""
+    gradient with the quiz unheard. `trial`: the w among which two seeds choose, on dev. (The last of a flag holds.)"""
     rows = {f"trial-{w}": f"--methods own-job-{w} {flags} --seeds 2" for w in trial}
     rows |= {kind: f"--methods {kind} {flags}" for kind in OWN_JOB}
     rows["learn-quiz"] = f"--methods metadistil --learn-quiz {flags}"
@@ -238,7 +239,7 @@ def command_of(study: str, row: str, flags: str) -> list[str]:
 
 
 def noted(study: str, row: str, flags: str) -> dict:
-    """What is noted of a finished row: the scores and costs of each model, of each seed; "by_epoch" are those on dev."""
+    """What is noted of a finished row: scores and costs of each model, of each seed; "by_epoch" are those on dev."""
     config, journal = train.read_journal(f"{RUNS}/{study}/{row}")
     models = {}
     for title, seeds in journal["results"].items():
