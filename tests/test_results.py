@@ -126,6 +126,11 @@ def test_the_template_is_filled_in(found, tmp_path, monkeypatch):
     assert mean == train.spread(kd) and not_run == "not run" and moved == train.paired_difference(after, before)
 
 
+def test_rows_that_the_record_lacks_are_named(found, monkeypatch):
+    monkeypatch.setattr(results, "studies", lambda: {"noise": ROWS | {"new": "", "newer": ""}, "other": {"plain": ""}})
+    assert report.not_run() == "- `noise`: `new`, `newer`\n- `other`: `plain`"
+
+
 def test_what_a_best_score_costs(monkeypatch):
     """By hand: 2 epochs of labels at 10 s, then 3 of kd at 20 s, or 4 of metadistil at 50 s; means over two seeds."""
     curves = {"student finetune": [[0.5] * 6, [0.5] * 6], "student kd": [[0.5, 0.6, 0.6, 0.8, 0.7], [0.5, 0.6, 0.6, 0.8, 0.7]],

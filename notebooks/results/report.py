@@ -241,7 +241,17 @@ def commands(study):
     return "<details><summary>Commands</summary>\n\n```\n" + "\n".join(lines) + "\n```\n</details>"
 
 
-PARTS = {part.__name__: part for part in (answer, compare, change, mean, noise, overview, costs, commands)}
+def not_run():
+    """The rows that are not on record, a line for each study."""
+    record, lines = results.read_found(), []
+    for study, rows in results.studies().items():
+        missing = [f"`{row}`" for row in rows if (study, row) not in record]
+        if missing:
+            lines.append(f"- `{study}`: {', '.join(missing)}")
+    return "\n".join(lines)
+
+
+PARTS = {part.__name__: part for part in (answer, compare, change, mean, noise, overview, costs, commands, not_run)}
 
 
 # ---- The page and its figures
