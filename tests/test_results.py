@@ -187,6 +187,13 @@ def test_what_the_page_says_without_a_number_is_so():
         assert verdict("reviews", row, student, "metadistil", student) == verdict("reviews", row, kd, "plain", kd) == "level"
     for row in ("meta-every-4", "teacher-lr-1e-4"):
         assert report.scores("right", row, after).mean() > report.scores("right", "metadistil", after).mean()
+    assert verdict("reviews", "alpha-0.1", after, "plain", before) == "behind"
+    helps = [about for about, (study, row, *_) in report.ANSWERS.items() if verdict(study, row, kd, row, "student finetune") == "ahead"]
+    assert helps == ["CIFAR-100, a fifth of it"]
+    gains = [report.scores("ideas", row, student) - report.scores("ideas", "plain", kd) for row in ("no-pilot", "metadistil")]
+    assert gains[0].mean() > 0.5 * gains[1].mean()  # "most of the gain needs no pilot"
+    by_epoch = results.read_found()["mrpc", "plain"]["models"][student]["by_epoch"]
+    assert np.mean(by_epoch, axis=0).argmax() == 0
     assert verdict("cifar", "plain", after, "plain", before) == "level"
     assert verdict("ideas", "own-job-1", student, "plain", kd) == "behind"  # "so it is not the default"
     trial = {w: report.scores("own-mrpc", f"trial-{w}", student, "dev").mean() for w in ("0.3", "1", "3")}

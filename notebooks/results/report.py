@@ -44,6 +44,7 @@ ANSWERS = {  # what a line of `answer` is about: study, rows
     "built-in reviews, 40% wrong": ("reviews", "plain", "metadistil"),
     "SST-2, from scratch": ("scratch", "plain"),
     "SST-2, pretrained": ("improving", "plain"),
+    "SST-2, pretrained, 0% wrong": ("noise", "plain-0", "metadistil-0"),
     "SST-2, pretrained, 10% wrong": ("noise", "plain-0.1", "metadistil-0.1"),
     "SST-2, pretrained, 20% wrong": ("noise", "plain-0.2", "metadistil-0.2"),
     "SST-2, pretrained, 30% wrong": ("noise", "plain-0.3", "metadistil-0.3"),
@@ -100,9 +101,9 @@ def difference(ours, theirs):
 def answer():
     """Does it help, and when? A line for each of ANSWERS that has been run: kd's student, and, seed by seed, what
     differs from it; and what the quiz did to the teacher."""
-    pairs = [("student finetune", "student kd"), ("student metadistil", "student kd")]
+    pairs = [("student kd", "student finetune"), ("student metadistil", "student kd")]
     pairs.append(("teacher after metadistil", "teacher before"))
-    rows = [["", "score", "kd", "finetune less kd", "metadistil less kd", "teacher after less before"]]
+    rows = [["", "score", "kd", "kd less finetune", "metadistil less kd", "teacher after less before"]]
     for about, (study, *of) in ANSWERS.items():
         if all((study, row) in results.read_found() for row in of):
             models = models_of(study, *of)
