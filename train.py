@@ -54,23 +54,23 @@ def linear(step, total):
 
 
 def falls(step, total):
-    """A tenth of what it was at 62.5, 75 and 87.5% of the steps, as RepDistiller's (Tian et al. 2020) at 150, 180 and
-    210 of 240 epochs."""
+    """The rate is divided by ten at 62.5%, at 75% and at 87.5% of the steps: RepDistiller's 150, 180 and 210 of 240
+    epochs (Tian et al. 2020)."""
     return 0.1 ** sum(step >= share * total for share in (0.625, 0.75, 0.875))
 
 
 SCHEDULES = {"linear": linear, "falls": falls}  # (step, total) -> share of the rate
 
 
-def option(help, valid=None, default=None, heeded="always"):
-    """A field of Config. valid: a range, or a list of words. default: None where DEFAULTS or the task decide.
-    heeded: by which methods, a key of the dict in `heeds`. If a run has none of them, the flag is refused."""
-    return dataclasses.field(default=default, metadata={"help": help, "valid": valid, "heeded": heeded})
+def option(help, valid=None, default=None, used_by="always"):
+    """A field of Config. valid: a range, or a list of words.
+    used_by: which methods use it, a key of the dict in `is_used`. If a run has none of them, the flag is refused."""
+    return dataclasses.field(default=default, metadata={"help": help, "valid": valid, "used_by": used_by})
 
 
 @dataclasses.dataclass
 class Config:
-    """Everything a run depends on. Each field is a flag; None means that the task, or the kind of run, decides."""
+    """Everything a run depends on. Each field is a flag. None: the task or DEFAULTS decide, or it is off."""
 
     task: str = option("the task", data.TASKS, "sst2")
     data: str = option("directory of the task's files, or 'builtin'", None, data.DEFAULT_DATA)
@@ -83,30 +83,30 @@ class Config:
     student_layers: str = option("layers a student keeps of its saved network: 1,3,5 [all]")
     dropout: float = option("share of units dropped while training", SHARE)
     methods: str = option("methods, with commas between", None, "finetune,kd,metadistil")
-    teacher_epochs: int = option("epochs of the teacher's own training", COUNT)
+    teacher_epochs: int = option("epochs of the teacher's own training, before it teaches", COUNT)
     warmup_epochs: int = option("epochs of each student on labels alone", NOT_NEGATIVE)
     epochs: int = option("epochs of each student after that", COUNT)
     batch_size: int = option("training examples a step", COUNT)
-    finetune_lr: float = option("rate of the teacher's own training", POSITIVE)
+    finetune_lr: float = option("rate of the teacher's own training, before it teaches", POSITIVE)
     student_lr: float = option("rate of the students", POSITIVE)
     optimizer: str = option("of students, and of the teacher's own training", OPTIMIZERS)
     schedule: str = option("of their rates", SCHEDULES)
-    alpha: float = option("α, weight of the soft term", SHARE, heeded="teacher")
-    temperature: float = option("T, the logits' divisor", POSITIVE, heeded="teacher")
-    beta: float = option("β, the weight of the hidden states in pkd", NOT_NEGATIVE, heeded="pkd")
-    pilot_lr: float = option("λ, the step of the pilot update", POSITIVE, heeded="learning")
-    teacher_lr: float = option("μ, rate of the meta update", NOT_NEGATIVE, heeded="learning")
-    teacher_optimizer: str = option("of the meta update", OPTIMIZERS, heeded="learning")
-    teacher_schedule: str = option("of its rate", SCHEDULES, heeded="learning")
-    teacher_clip: float = option("cut the meta-gradient to that length [no]", POSITIVE, heeded="learning")
-    quiz_batch_size: int = option("quiz examples a step, even by class", COUNT, heeded="learning")
-    meta_grad: str = option("way to the meta-gradient", [*metadistil.MODES], heeded="learning")
-    micro_batch: int = option("examples at a time in the teacher's backward pass [all]", COUNT, heeded="learning")
-    meta_every: int = option("the teacher learns at every K-th step", COUNT, heeded="learning")
-    learn_quiz: bool = option("students train on the quiz's labels, too", None, False, heeded="learning")
+    alpha: float = option("α, weight of the soft term", SHARE, used_by="teacher")
+    temperature: float = option("T, the logits' divisor", POSITIVE, used_by="teacher")
+    beta: float = option("β, the weight of the hidden states in pkd", NOT_NEGATIVE, used_by="pkd")
+    pilot_lr: float = option("λ, the step of the pilot update", POSITIVE, used_by="learning")
+    teacher_lr: float = option("μ, rate of the meta update, while it teaches", NOT_NEGATIVE, used_by="learning")
+    teacher_optimizer: str = option("of the meta update", OPTIMIZERS, used_by="learning")
+    teacher_schedule: str = option("of its rate", SCHEDULES, used_by="learning")
+    teacher_clip: float = option("cut the meta-gradient to that length [no]", POSITIVE, used_by="learning")
+    quiz_batch_size: int = option("quiz examples a step, as many of each class", COUNT, used_by="learning")
+    meta_grad: str = option("way to the meta-gradient", [*metadistil.MODES], used_by="learning")
+    micro_batch: int = option("examples at a time in the teacher's backward pass [all]", COUNT, used_by="learning")
+    meta_every: int = option("the teacher learns at every K-th step", COUNT, used_by="learning")
+    learn_quiz: bool = option("students train on the quiz's labels, too", None, False, used_by="learning")
     seeds: int = option("do everything with seeds 0 to N-1", COUNT, 1)
     device: str = option("auto: cuda where there is one", DEVICES, "auto")
-    precision: str = option("of products; auto: bf16 where the hardware has it", ["fp32", "bf16", "auto"], "fp32")
+    precision: str = option("of matrix products; auto: bf16 if in hardware", ["fp32", "bf16", "auto"], "fp32")
     out: str = option("the run's directory [a new one under runs/]")
     log_every: int = option("steps between two lines of metrics.jsonl", COUNT, 50)
     checkpoint_seconds: float = option("seconds between two checkpoints", NOT_NEGATIVE, 60.0)
@@ -117,7 +117,7 @@ class Config:
         return data.load_task(self.task, self.data, seed=seed, **sizes)
 
     def sources(self, seed: int) -> dict[str, str]:
-        """{"student": preset or path, "teacher": ..., "teacher 2": ...}, as many teachers as there are."""
+        """{"student": preset or path, "teacher": ..., "teacher 2": ...}; "{seed}" in a path stands for the seed."""
         networks = f"{self.student},{self.teacher}".replace("{seed}", str(seed)).split(",")
         roles = ["student", "teacher"]
         for n in range(2, len(networks)):
@@ -125,25 +125,25 @@ class Config:
         return dict(zip(roles, networks))
 
 
-FILES = {
+BASE = {  # of a run on a task's files; what another kind does not name, it takes from here
     "teacher": "mini", "student": "tiny", "dropout": 0.2, "teacher_epochs": 3, "warmup_epochs": 1, "epochs": 2,
     "batch_size": 64, "quiz_batch_size": 64, "finetune_lr": 5e-4, "student_lr": 5e-4, "pilot_lr": 0.02,
     "teacher_lr": 1e-5, "optimizer": "adamw", "schedule": "linear", "teacher_optimizer": "adamw",
     "teacher_schedule": "linear", "alpha": 0.5, "temperature": 2.0, "beta": 100.0, "meta_grad": "second_order",
     "meta_every": 1,
 }  # fmt: skip
-DEFAULTS = {  # an entry for each kind of run, see kind_of_run; what it does not name, it takes from FILES
-    "files": FILES,
-    "reviews": FILES | {
+DEFAULTS = {  # an entry for each kind of run, see kind_of_run
+    "files": BASE,
+    "builtin": BASE | {
         "teacher": "tiny", "student": "micro", "dropout": 0.1, "teacher_epochs": 40, "warmup_epochs": 5, "epochs": 50,
         "batch_size": 128, "quiz_batch_size": 200, "student_lr": 2e-3, "pilot_lr": 0.1, "teacher_lr": 5e-4,
         "alpha": 0.9,
     },
-    "pretrained": FILES | {
+    "pretrained": BASE | {
         "dropout": 0.1, "teacher_epochs": 2, "epochs": 1, "finetune_lr": 7e-5, "student_lr": 7e-5, "pilot_lr": 2e-3,
         "teacher_lr": 1e-6,
     },
-    "pictures": FILES | {
+    "pictures": BASE | {
         "teacher": "resnet20", "student": "resnet8", "dropout": 0.0, "teacher_epochs": 8, "epochs": 4,
         "batch_size": 128, "quiz_batch_size": 128, "finetune_lr": 0.1, "student_lr": 0.1, "teacher_lr": 2e-4,
         "optimizer": "momentum", "schedule": "falls", "teacher_optimizer": "momentum", "teacher_schedule": "falls",
@@ -153,17 +153,17 @@ DEFAULTS = {  # an entry for each kind of run, see kind_of_run; what it does not
 
 
 def kind_of_run(config: Config, task: data.Task):
-    """The first key of DEFAULTS that fits: "pictures"; "pretrained" if a network is a directory; "reviews"; "files"."""
+    """The entry of DEFAULTS: "pictures"; else "pretrained", if a network is a directory; else "builtin" or "files"."""
     if not data.TASKS[task.name].texts:
         return "pictures"
     networks = f"{config.teacher},{config.student}".split(",")
-    if any(source not in models.PRESETS and os.path.isdir(source) for source in networks):
+    if any(source not in models.PRESETS and os.path.isdir(source.replace("{seed}", "0")) for source in networks):
         return "pretrained"
-    return "reviews" if task.data == data.BUILTIN else "files"
+    return "builtin" if task.data == data.BUILTIN else "files"
 
 
-def heeds(config: Config, field):
-    """Whether a method of the run heeds the field."""
+def is_used(config: Config, field):
+    """Whether a method of the run uses the field."""
     methods = [METHODS[name] for name in config.methods.split(",")]
     by = {
         "always": True,
@@ -171,11 +171,11 @@ def heeds(config: Config, field):
         "learning": any(method.teacher == "learning" for method in methods),
         "pkd": any(method.loss is patient_loss for method in methods),
     }
-    return by[field.metadata["heeded"]]
+    return by[field.metadata["used_by"]]
 
 
 def check(config: Config):
-    """Raise InputError on a value of another type, out of its range, or that no method of the run heeds."""
+    """Raise InputError on a value of another type, out of its range, or that no method of the run uses."""
     for name in str(config.methods).split(","):
         expect(name in METHODS, f"--methods {name}: expected some of {', '.join(METHODS)}")
     for field in dataclasses.fields(config):
@@ -193,7 +193,7 @@ def check(config: Config):
             expect(low <= value <= high, f"{flag} {value}: expected a number from {low:g} to {high:g}")
         elif valid:
             expect(value in valid, f"{flag} {value}: expected one of {', '.join(valid)}")
-        expect(heeds(config, field), f"{flag}: none of --methods {config.methods} heeds it")
+        expect(is_used(config, field), f"{flag}: no method of --methods {config.methods} uses it")
 
 
 def resolve(config: Config):
@@ -204,7 +204,7 @@ def resolve(config: Config):
     defaults = DEFAULTS[kind_of_run(config, task)]
     defaults = defaults | {"quiz_size": len(task.quiz), "label_noise": task.label_noise}
     for field in dataclasses.fields(config):
-        if getattr(config, field.name) is None and field.name in defaults and heeds(config, field):
+        if getattr(config, field.name) is None and field.name in defaults and is_used(config, field):
             setattr(config, field.name, defaults[field.name])
     config.data = task.data  # the reviews may stand in for the directory
     expect("," not in config.student, f"--student {config.student}: expected one network")
@@ -224,8 +224,10 @@ def absolute(networks):
     """The names of networks, with commas between; a path as an absolute one: a run may go on from another directory."""
     found = []
     for name in networks.split(","):
-        is_path = name not in models.PRESETS and os.path.exists(name.replace("{seed}", "0"))
-        found.append(os.path.abspath(name) if is_path else name)
+        if name not in models.PRESETS and os.path.exists(name.replace("{seed}", "0")):
+            name = os.path.abspath(name)
+            expect("," not in name, f"{name}: expected a path without commas")
+        found.append(name)
     return ",".join(found)
 
 
@@ -263,8 +265,8 @@ def bf16_in_hardware(device):
 class Method(NamedTuple):
     """What makes a method. A script adds one by `METHODS["name"] = Method(...)`."""
 
-    # "none"; "fixed": it does not change; "learning": after the warm-up it learns at every `meta_every`-th step, in
-    # `step`; the steps between are distil_step.
+    # "none"; "fixed": it does not change; "learning": after the epochs of labels alone, every `meta_every`-th step is
+    # `step`, in which it learns, and the steps between are distil_step.
     teacher: str
     quiz_labels: bool  # does the student train on the quiz's labels, too?
     # loss(stage) gives L_S, a function (student_outputs, teacher_outputs, labels) -> scalar. Its teacher_outputs are
@@ -276,7 +278,7 @@ class Method(NamedTuple):
 
 
 def distil_step(stage, batch, draw_quiz, log):
-    """Plain KD or, without a teacher, fine-tuning."""
+    """The student learns, and the teacher stays as it is: plain KD or, without a teacher, fine-tuning."""
     return metadistil.real_update(stage.student, stage.teachers, batch, stage.student_optimizer, stage.loss)
 
 
@@ -298,7 +300,7 @@ def meta_step(stage, batch, draw_quiz, log):
 
 
 def logits_loss(stage):
-    """L_S of kd: metadistil's kd_loss, of a regression squared errors."""
+    """L_S of kd: metadistil's kd_loss; for a regression, squared errors."""
     config = stage.config
     if stage.task.label_names:
         return functools.partial(metadistil.kd_loss, alpha=config.alpha, temperature=config.temperature)
@@ -306,11 +308,11 @@ def logits_loss(stage):
 
 
 def patient_loss(stage):
-    """L_S of pkd: kd_loss, and β times the distance of hidden states, of the layers that student and teachers match."""
+    """L_S of pkd: kd_loss + β pkd_loss. From here on the networks return (logits, states of `patient_layers`)."""
     of_logits, beta = logits_loss(stage), stage.config.beta
     M = stage.student.network.config.layers
     for reader in [stage.student, *stage.teachers]:
-        # Of a student's M layers all but the last; of a teacher's L every (L / M)-th (Sun et al. 2019, section 3.2).
+        # The student's layers 1 to M - 1, beside every (L / M)-th of a teacher's L (Sun et al. 2019, section 3.2).
         L = reader.network.config.layers
         reader.network.patient_layers = tuple(n * L // M for n in range(1, M))
 
@@ -323,8 +325,9 @@ def patient_loss(stage):
     return loss
 
 
-# Which labels each student sees (--learn-quiz adds the quiz's), and whether its teacher learns: this table decides. A
-# teacher's own training is that of finetune: before it learns to teach it has seen the quiz's labels, too.
+# Which labels each student sees (--learn-quiz adds the quiz's), and whether its teacher learns: this table decides.
+# Before it teaches, every teacher is trained as by finetune, on the labels of train and quiz. So the quiz is new to
+# MetaDistil's student, and not to its teacher.
 METHODS = {
     "finetune": Method("none", quiz_labels=True, loss=logits_loss, step=distil_step),
     "kd": Method("fixed", quiz_labels=True, loss=logits_loss, step=distil_step),
@@ -335,7 +338,7 @@ METHODS = {
 
 
 def pkd_loss(student_states, teacher_states):
-    """Patient KD's second term: the squared distance of normalised hidden states (B, n, D), n layers of width D.
+    """Patient KD's second term: the squared distance of normalised [CLS] states (B, n, D), n layers of width D.
     Sun et al. 2019, equation 7; the mean over B, n and D, as their code has it -> scalar."""
     h_S = nn.functional.normalize(student_states, dim=-1)
     h_T = nn.functional.normalize(teacher_states, dim=-1)
@@ -377,8 +380,8 @@ def lost(*_):
 
 
 def leave(status):
-    """End the process. Of several each by os._exit: threads of torch's may still wait for another process, and abort an
-    exit of the usual kind."""
+    """End the process. Where there are several, by os._exit: a thread of torch may still wait for another process, and
+    would make sys.exit abort."""
     if not SEVERAL:
         sys.exit(status)
     sys.stdout.flush()
@@ -395,13 +398,13 @@ def from_first(value):
 
 
 def own_part(rows):
-    """This process's part of a batch's rows; of fewer rows than processes each takes all."""
+    """This process's part of a batch's rows. If there are fewer rows than processes, each takes all."""
     return rows[RANK::RANKS] if len(rows) >= RANKS else rows
 
 
 class Reader(nn.Module):
-    """A network that reads, of a batch {role: inputs}, the inputs in the ids of its own tokeniser. Its products are
-    taken in bfloat16 if the run says so."""
+    """A network that takes, of a batch {role: inputs}, the inputs in the ids of its own tokeniser; its matrix products
+    are in bfloat16 if the run says so."""
 
     def __init__(self, network: nn.Module, role, device, precision):
         super().__init__()
@@ -421,7 +424,7 @@ class Reader(nn.Module):
 
 @torch.no_grad()
 def predict(read: Callable, examples: data.Encoded) -> torch.Tensor:
-    """The logits (N, K) of a network in eval mode, in the examples' order, computed in batches of like length."""
+    """The logits (N, K), in the examples' order, computed in batches of like length. The caller sets eval mode."""
     rows = np.argsort(examples.lengths, kind="stable")
     logits = []
     for first in range(0, len(rows), 256):
@@ -442,9 +445,8 @@ def tokenizer_in(saved, shape, source):
 
 
 def take_over(network, trained, saved, labels):
-    """Load a trained network's weights into a fresh one. The rows of its last layer are brought into the order of
-    `labels`; trained for others, that layer stays fresh. Published names are often upper-case, so case does not count.
-    """
+    """Load a trained network's weights into a fresh one. If it was trained for the same labels in another order, the
+    rows of its last layer change places; if for other labels, that layer stays fresh. Case does not count."""
     weights, labels = trained.state_dict(), [name.lower() for name in labels]
     known = saved["labels"] and [name.lower() for name in saved["labels"]]
     if known != labels:
@@ -538,8 +540,8 @@ class Seed:
         return inputs, labels
 
     def quiz(self, step):
-        """The quiz batch of a step, of each class as many examples: ([{role: inputs}, ...], labels (B,)). Split by
-        length where one long sentence would pad all others."""
+        """The quiz batch of a step, as many examples of each class: ([{role: inputs}, ...], labels (B,)). If one long
+        sentence would pad all others, they come in parts, by length."""
         both = self.encoded["student"]["train+quiz"]
         n = len(self.task.train)
         rows = own_part(n + data.sample_quiz(both.labels[n:], self.config.quiz_batch_size, self.seed, step))
@@ -567,8 +569,9 @@ class Seed:
 
 
 class Stage:
-    """A network in training, `self.student`: a student by its method, or a teacher, which learns from labels. Its
-    `name` is the method's, or the teacher's role. `learners` are all networks that change, by title."""
+    """The training of one network, `self.student`: a student, by its method; or a teacher before it teaches, which then
+    stands in the student's place and learns from labels. `name` is the method's, or the teacher's role. `learners` are
+    all networks that change, by title: "teacher before", "student kd", "teacher after metadistil"."""
 
     def __init__(self, context: Seed, name):
         self.context, self.name, self.config, self.task = context, name, context.config, context.task
@@ -666,12 +669,12 @@ def take(context: Seed, name, journal):
     config, stage = context.config, Stage(context, name)
     for learner in stage.learners.values():  # a network that cannot be saved fails here, not after its training
         check_round_trip(learner.network)
-    torch.manual_seed(1000 + context.seed + 10**6 * RANK)  # of dropout
+    torch.manual_seed(1000 + context.seed + 10**6 * RANK)  # for dropout
     state = {"step": 0, "seconds": 0.0, "by_epoch": {title: [] for title in stage.learners}}
     if journal["under_way"]:
         state = journal["under_way"]
         stage.restore(state)
-    noted, last_saved, last_shown = {}, time.monotonic(), -np.inf  # noted: losses and dev scores
+    noted, last_saved, last_shown = {}, time.monotonic(), -np.inf  # noted: for the line of progress
     for k in range(state["step"], stage.total):
         started = time.perf_counter()
         # Counted from the end of the warm-up, so that steps at which the teacher learns are among those logged.
@@ -776,9 +779,9 @@ def write_whole(path: Path, content):
 
 
 def save_journal(config: Config, journal):
-    """Write metrics.jsonl and the checkpoint, which is the journal: format, config, reads (check sums), ranks (number
-    of processes), done (number of stages), results ({title: [a dict for each seed]}), log; and under_way, of the stage
-    begun: step, seconds, by_epoch (scores on dev), and from `Stage.state` parts and rng."""
+    """Write metrics.jsonl and the checkpoint, which is the journal. It holds format, config, reads (check sums), ranks
+    (number of processes), done (number of stages), results ({title: [a dict for each seed]}), log, and under_way: None,
+    or of the stage begun step, seconds, by_epoch (scores on dev), parts and rng (see `Stage.state`)."""
     out = Path(config.out)
     lines = [json.dumps(entry) + "\n" for entry in journal["log"]]
     write_whole(out / "metrics.jsonl", "".join(lines))
@@ -794,7 +797,7 @@ def read_journal(out):
 
 
 def pearson(predictions, labels):
-    """Pearson's correlation; 0 where either is constant. Of two classes it is Matthews' coefficient."""
+    """Pearson's correlation; 0 where either is constant. For two classes this is Matthews' coefficient."""
     constant = np.ptp(predictions) == 0 or np.ptp(labels) == 0
     return 0.0 if constant else float(np.corrcoef(predictions, labels)[0, 1])
 
@@ -822,7 +825,7 @@ def spread(values):
 
 
 def interval(ours, theirs):
-    """(mean, half the width of its 95% interval) of the difference, seed by seed, in points; of one seed half is 0."""
+    """(mean, half the width of its 95% interval) of the paired difference, in points. With one seed half is 0."""
     difference, n = 100 * (ours - theirs), len(ours)
     if n == 1:
         return difference.mean(), 0.0
@@ -831,7 +834,7 @@ def interval(ours, theirs):
 
 
 def paired_difference(ours, theirs):
-    """Points: "+4.1 [+2.0, +6.2]", the mean and its 95% interval; of one seed "+4.1"."""
+    """Points: "+4.1 [+2.0, +6.2]", the mean and its 95% interval; with one seed "+4.1"."""
     mean, half = interval(ours, theirs)
     return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]" if len(ours) > 1 else f"{mean:+.1f}"
 
@@ -851,7 +854,8 @@ def main_score(task: data.Task, results):
 
 
 def compared(results, main):
-    """{title: (its scores (seeds,), its rival's)}. A student's rival is kd's, a taught teacher's what it was."""
+    """{title: (scores (seeds,), the scores that they are compared with)}: a student with kd's student, a taught teacher
+    with itself before it taught."""
     scores = {title: np.array([one["scores"][main] for one in seeds]) for title, seeds in results.items()}
     pairs = {}
     for title in results:
@@ -862,7 +866,7 @@ def compared(results, main):
 
 
 def blocks(scores, low, high):
-    """Scores by epoch as "▂▅▇█", `low` the lowest block and `high` the highest; of more than eight epochs eight."""
+    """Scores by epoch as "▂▅▇█", `low` the lowest block and `high` the highest; at most eight of the epochs."""
     places = np.linspace(0, len(scores) - 1, min(len(scores), 8)).round()
     drawn = ""
     for place in places:
@@ -943,13 +947,13 @@ class Run(NamedTuple):
 
 
 def run(config: Config, journal: dict | None = None) -> Run:
-    """A whole run, or by its journal the rest of one. Raises InputError, CheckpointError; after Ctrl-C, when
-    everything up to the last checkpoint is saved, KeyboardInterrupt."""
+    """A whole run, or by its journal the rest of one. Raises InputError, CheckpointError; after Ctrl-C
+    KeyboardInterrupt: --resume takes the steps since the last checkpoint again."""
     begins = journal is None
     if begins:
         config = resolve(config)
     check(config)
-    of_seed = functools.lru_cache(1)(functools.partial(Seed, config))
+    of_seed = functools.lru_cache(1)(functools.partial(Seed, config))  # one seed's data at a time
     _, *teachers = config.sources(0)
     names = list(dict.fromkeys([*teachers, *config.methods.split(",")]))
     task = config.load(0)
@@ -964,13 +968,14 @@ def run(config: Config, journal: dict | None = None) -> Run:
     for what, checksum in journal["reads"].items():
         expect(reads.get(what) == checksum, f"{what}: not what it was when the run began; expected the same to go on")
     out = Path(config.out)
-    write_whole(out / "config.json", json.dumps(journal["config"], indent=2))
+    write_whole(out / "config.json", json.dumps(dataclasses.asdict(config), indent=2))
     introduce(config, task)
     try:
         for seed, name in list(itertools.product(range(config.seeds), names))[journal["done"] :]:
             take(of_seed(seed), name, journal)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped; to go on: python train.py --resume {out}") from None
+        command = "the same torchrun, with" if SEVERAL else "python train.py"
+        raise KeyboardInterrupt(f"stopped; to go on: {command} --resume {out}") from None
     rows, notes = table(config, task, journal["results"])
     text = layout(rows) + notes
     write_whole(out / "table.md", text)
@@ -995,9 +1000,10 @@ def introduce(config: Config, task: data.Task):
 
 
 def check_layers(config: Config, context: Seed):
-    """Raise InputError if pkd is to match layers of networks that do not match."""
+    """Build the first seed's networks, so that one that cannot be built fails before the run begins. Raises InputError,
+    also if pkd is to match layers of networks that do not match."""
     student, *teachers = [context.network(role).network.config for role in context.sources]
-    if config.beta is not None:  # a method of the run heeds it
+    if config.beta is not None:  # a method of the run uses it
         encoders = all(isinstance(shape, models.EncoderConfig) for shape in [student, *teachers])
         fits = encoders and student.layers >= 2
         for teacher in teachers if encoders else []:
@@ -1006,7 +1012,7 @@ def check_layers(config: Config, context: Seed):
 
 
 def is_text(value):
-    """Whether it is a string of whole characters. Of bytes that are not UTF-8 Python makes halves, the surrogates."""
+    """Whether it is a string without lone surrogates, which Python makes of bytes that are not UTF-8."""
     return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
@@ -1026,8 +1032,10 @@ class Trained:
         """For each sentence, each (sentence, sentence) of a task of pairs, or each picture in bytes (3, 32, 32),
         (label, {name: probability}); of a regression (score, {}). Raises InputError on another kind of text."""
         expect(not isinstance(examples, str), "predict: expected a list of sentences, found one sentence")
+        if not len(examples):
+            return []
         for text in examples if self.columns else []:
-            parts = text if isinstance(text, (tuple, list)) else [text]
+            parts = text if len(self.columns) > 1 and isinstance(text, (tuple, list)) else [text]
             fits = len(parts) == len(self.columns) and all(is_text(part) for part in parts)
             expect(fits, f"expected {' and '.join(self.columns)}, in UTF-8, found {text!r}")
         examples = np.fromiter(examples, object) if self.columns else np.stack(examples)
@@ -1085,8 +1093,8 @@ def parse(arguments):
         text, valid = field.metadata["help"], field.metadata["valid"]
         if field.type is str and valid:
             text += f": {', '.join(valid)}"
-        default = FILES.get(field.name, field.default)
-        if default not in (None, False):
+        default = BASE.get(field.name, field.default)
+        if default is not None and default is not False:
             defaults = [str(default)]
             for of, values in DEFAULTS.items():
                 if values.get(field.name, default) != default:
@@ -1115,7 +1123,7 @@ def main(arguments: list[str] | None = None):
         if RANK == 0:
             with contextlib.suppress(ImportError, FileNotFoundError):  # no matplotlib, or no such script: no curves
                 runpy.run_path(str(Path(__file__).with_name("notebooks") / "curves.py"))["draw"](out)
-        from_first(None)
+        from_first(None)  # waits for the first
         if SEVERAL:
             leave(0)
     except (InputError, models.CheckpointError, OSError) as error:

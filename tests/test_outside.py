@@ -1,6 +1,7 @@
 """What a run depends on is recorded; names and races change nothing; at the edges one line, or the right answer."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -221,7 +222,28 @@ def test_ctrl_c_while_loading_or_predicting_ends_in_one_line(place, reviews, mon
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("given", ["fun", [3], [("one", "two", "three")], [None], [b"fun"], ["\udcff"]])
+@pytest.mark.parametrize("given", ["fun", [3], [("one",)], [("one", "two", "three")], [None], [b"fun"], ["\udcff"]])
 def test_predict_says_what_it_expects(given, reviews):
     with pytest.raises(InputError, match="expected"):
         train.load(reviews / "seed0" / "student-kd.pt").predict(given)
+
+
+def test_of_no_text_nothing_is_predicted(reviews):
+    assert train.load(reviews / "seed0" / "student-kd.pt").predict([]) == []
+
+
+def test_a_path_with_a_comma_is_named_whole(tmp_path, monkeypatch, reviews):
+    (folder := tmp_path / "kd,2024").mkdir()
+    shutil.copy(reviews / "seed0" / "teacher-before.pt", folder / "ready.pt")
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match=r"kd,2024/ready\.pt: expected a path without commas"):
+        train.resolve(train.Config(**SMALL | {"teacher": "ready.pt", "out": "run"}))
+
+
+def test_directories_of_each_seed_are_pretrained_networks(tmp_path, monkeypatch):
+    for seed in range(2):
+        (tmp_path / f"bert-{seed}").mkdir()
+    task = data.load_task("sst2", data.BUILTIN)
+    monkeypatch.chdir(tmp_path)
+    assert train.kind_of_run(train.Config(student="bert-{seed}"), task) == "pretrained"
+    assert train.kind_of_run(train.Config(student="bart-{seed}"), task) == "builtin"

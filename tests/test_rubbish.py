@@ -81,11 +81,11 @@ def test_a_value_of_another_type_is_refused(field, tmp_path):
 ALONE = ",".join(name for name, method in train.METHODS.items() if method.teacher == "none")
 
 
-@pytest.mark.parametrize("field", [field for field in FIELDS if field.metadata["heeded"] != "always"], ids=lambda field: field.name)
-def test_a_flag_that_no_method_of_the_run_heeds_is_refused(field, tmp_path):
+@pytest.mark.parametrize("field", [field for field in FIELDS if field.metadata["used_by"] != "always"], ids=lambda field: field.name)
+def test_a_flag_that_no_method_of_the_run_uses_is_refused(field, tmp_path):
     settings = SMALL | {"out": tmp_path / "run", "quiz_batch_size": None}
     value = True if field.type is bool else next(iter(field.metadata["valid"])) if field.type is str else 1
-    said = f"--{field.name.replace('_', '-')}: none of --methods {ALONE} heeds it"
+    said = f"--{field.name.replace('_', '-')}: no method of --methods {ALONE} uses it"
     with pytest.raises(data.InputError, match=f"^{said}$"):
         train.resolve(train.Config(**settings | {"methods": ALONE, field.name: value}))
     assert getattr(train.resolve(train.Config(**settings | {"methods": EVERY_METHOD, field.name: value})), field.name) == value
