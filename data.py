@@ -1,7 +1,8 @@
 """The tasks: files read, or the built-in reviews; splits, tokens, batches and word noise.
 
-A task has four disjoint splits. `train` and `quiz` are carved out of the training file; `dev` selects; `test` is scored
-once. Only the labels of `train` can be noisy. Everything random is a function of a seed.
+A task has four splits. `train` and `quiz` are carved out of the training file; neither shares an example with another
+split. `dev` selects; `test` is scored once. Only the labels of `train` can be noisy. Everything random is a function of
+a seed.
 """
 
 import collections
@@ -62,7 +63,7 @@ class Split:
         return list(self.examples) if self.examples.dtype == object else [bytes(one) for one in self.examples]
 
     def checksum(self) -> int:
-        """A number that is another one if an example or a label is."""
+        """A check sum of examples and labels."""
         of_sentences = self.examples.dtype == object
         examples = repr(self.texts).encode() if of_sentences else self.examples.tobytes()
         labels = b"" if self.labels is None else self.labels.tobytes()
@@ -74,7 +75,7 @@ class Task(NamedTuple):
 
     name: str
     data: str
-    label_names: list[str]  # none: a regression
+    label_names: list[str]  # empty: a regression
     num_labels: int  # outputs of a network: 1 for a regression
     metrics: tuple[str, ...]
     train: Split
@@ -89,13 +90,13 @@ class Files(NamedTuple):
     """How a task's files are laid out: DIR/folder/train.tsv and so on, columns by their names in the header."""
 
     folder: str
-    texts: tuple[str, ...]  # columns; none: pictures
+    texts: tuple[str, ...]  # columns; empty: pictures
     label: str  # column
-    labels: dict[str, str]  # as written in the file -> as printed; none: scores from 0 to 5
+    labels: dict[str, str]  # as written in the file -> as printed; empty: scores from 0 to 5
     metrics: tuple[str, ...] = ("accuracy",)
     names: tuple[str, ...] = ("train", "dev", "test")
-    header: tuple[str, ...] = ()  # of files that have none
-    needed: tuple[str, ...] = ("train", "dev")  # a dev set that is not published is carved out of train
+    header: tuple[str, ...] = ()  # names of the columns, where the files have no line for them
+    needed: tuple[str, ...] = ("train", "dev")  # files that must be there; without dev it is carved out of train
 
 
 SENTENCES = ("sentence1", "sentence2")
@@ -196,11 +197,12 @@ def carve(train: Split, quiz_size, train_size, seed):
 
 def flip_labels(labels, share, num_labels, seed):
     """Labels (N,) of which round(share · N), chosen by the seed, are moved to another class. Raises InputError."""
-    most = 1 if num_labels else 0
-    expect(0 <= share <= most, f"--label-noise {share}: expected a number from 0 to 1, and 0 for a regression")
+    fits = 0 <= share <= 1 and (num_labels > 1 or not share)
+    expect(fits, f"--label-noise {share}: expected a number from 0 to 1, and 0 for a regression")
+    if not share:
+        return labels
     rng = np.random.default_rng([seed, 3])
     rows = rng.permutation(len(labels))[: round(share * len(labels))]
-    num_labels = max(2, num_labels)
     steps = rng.integers(1, num_labels, size=len(rows))
     flipped = labels.copy()
     flipped[rows] = (labels[rows] + steps) % num_labels
@@ -253,8 +255,8 @@ def read_label(written, files: Files, where):
 
 
 def read_pictures(path: Path, split):
-    """CIFAR-100's records: a coarse label, a fine label, 3 × 32 × 32 bytes; of train or of test. Raises InputError."""
-    record, most = 2 + 3 * 32 * 32, {"train": 50_000, "test": 10_000}[split]
+    """CIFAR-100's records: a coarse label, a fine label, 3 × 32 × 32 bytes. Raises InputError."""
+    record, most = 2 + 3 * 32 * 32, 10_000 if split == "test" else 50_000
     size = path.stat().st_size
     fits = 0 < size <= most * record and size % record == 0
     expected = f"whole records of {record:,} bytes, at most {most:,} of them"
@@ -268,10 +270,11 @@ def read_pictures(path: Path, split):
 
 
 def add_noise(text, p, rng=np.random.default_rng()):  # noqa: B008
-    """The sentence, or pair, with each word replaced by "noise_word" with probability p; punctuation stays."""
+    """The sentence, or pair, with each word replaced by "noise_word" with probability p. Punctuation between words
+    stays; hyphens and apostrophes in a word, or right after it, are part of it."""
 
-    def change(word):
-        return "noise_word" if rng.random() < p else word[0]
+    def change(match):
+        return "noise_word" if rng.random() < p else match.group()
 
     if isinstance(text, tuple):
         return tuple(add_noise(part, p, rng) for part in text)
@@ -292,7 +295,8 @@ def train_tokenizer(texts, vocab_size=8000):
     texts = [text if isinstance(text, str) else " ".join(text) for text in texts]
     tokenizer = BertWordPieceTokenizer()
     characters = {c for text in {*texts} for c in tokenizer.normalize(text) if not c.isspace()}
-    # Left to itself the trainer numbers "##x" in the order of a hash table, another one each time.
+    # Left to itself the trainer numbers the "##x" in the order of a hash table, another one each time. As special
+    # tokens they are numbered as they stand here.
     first = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] + ["##" + c for c in sorted(characters)]
     tokenizer.train_from_iterator(
         texts,
@@ -302,6 +306,7 @@ def train_tokenizer(texts, vocab_size=8000):
         special_tokens=first,
         show_progress=False,
     )
+    # Made again from its vocabulary, in which no "##x" is special.
     return Tokenizer.from_str(BertWordPieceTokenizer(tokenizer.get_vocab()).to_str())
 
 
@@ -313,15 +318,15 @@ class Encoded:
     lengths: np.ndarray  # (N,) tokens of each; of pictures 1
     labels: np.ndarray  # (N,)
 
-    def batch(self, rows, crop=None):
+    def batch(self, rows, crop_seed=None):
         """(inputs, labels) of the rows, on the inputs' device: ids, types and mask (B, T), as long as the longest of
-        them; or pictures (B, 3, 32, 32), cropped and mirrored by the seed `crop`."""
+        them; or pictures (B, 3, 32, 32), cropped and mirrored by the seed, if there is one."""
         device = next(iter(self.inputs.values())).device
         where = torch.from_numpy(rows).to(device)
         inputs = {name: whole[where] for name, whole in self.inputs.items()}
         labels = torch.from_numpy(self.labels[rows]).to(device)
         if "images" in inputs:
-            return {"images": normalised(inputs["images"], crop)}, labels
+            return {"images": normalised(inputs["images"], crop_seed)}, labels
         lengths = self.lengths[rows]
         longest = lengths.max()
         inputs = {name: ids[:, :longest] for name, ids in inputs.items()}
@@ -329,16 +334,16 @@ class Encoded:
         return inputs | {"attention_mask": torch.from_numpy(real).to(device)}, labels
 
 
-def normalised(images, crop):
-    """Bytes (B, 3, 32, 32) -> pictures of mean 0 and deviation 1; with a seed `crop` cropped and mirrored."""
-    if crop is not None:
-        images = crop_and_mirror(images, crop)
+def normalised(images, crop_seed):
+    """Bytes (B, 3, 32, 32) -> mean 0 and deviation 1 over all of CIFAR-100; with a seed, cropped and mirrored."""
+    if crop_seed is not None:
+        images = crop_and_mirror(images, crop_seed)
     mean, deviation = torch.tensor(PIXELS, device=images.device)[:, :, None, None]  # (3, 1, 1) each
     return (images / 255 - mean) / deviation
 
 
 def crop_and_mirror(images, seed):
-    """(B, 3, 32, 32) -> the same: at random cut out of itself in a frame of 4 black pixels; half of them mirrored."""
+    """(B, 3, 32, 32) -> the same: each in a frame of 4 black pixels, a random window cut out, mirrored or not."""
     draws = np.random.default_rng(seed).integers(0, (9, 9, 2), (len(images), 3))
     cut = []
     for framed, (top, left, mirrored) in zip(F.pad(images, (4, 4, 4, 4)), draws.tolist()):
@@ -351,7 +356,7 @@ def crop_and_mirror(images, seed):
 
 
 def encode(tokenizer, split: Split, device="cpu", max_length=MAX_LENGTH):
-    """The split in the tokeniser's ids, cut to max_length; pictures, without a tokeniser. Unknown labels become 0."""
+    """The split in the tokeniser's ids, cut to max_length; without a tokeniser, pictures. Labels it lacks are 0."""
     N = len(split)
     labels = np.zeros(N, int) if split.labels is None else split.labels
     inputs, lengths = {"images": split.examples}, np.ones(N, int)

@@ -8,9 +8,9 @@ Symbols: theta_S, theta_T are the parameters of student and teacher; theta_S_pri
 pilot; z_S, z_T logits; B the batch size, K the number of classes.
 
 - `batch` and `quiz` are pairs (inputs, labels). Inputs are a tensor, a tuple of arguments or a dict of arguments.
-  A list of inputs is one quiz in parts, with the labels of all.
+  Only a quiz may have a list of inputs: its parts, sat one after another; the labels are those of all of them.
 - `teachers` is a Module, or a list or tuple of Modules, whose outputs are averaged.
-- Outputs are what a network returns: logits, or a tuple (logits, states, ...).
+- Outputs are what a network returns: logits, or a tuple (logits, states, ...), (B, ...) each.
 - `loss(student_outputs, teacher_outputs, labels)` is L_S, `quiz_loss(logits, labels)` is L_q: means over examples.
   Settings are fixed by functools.partial: `loss=partial(kd_loss, alpha=0.9)`.
 """
@@ -49,8 +49,8 @@ def hard_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """T² KL(softmax(z_T / T) ‖ softmax(z_S / T)) of logits (B, K), the mean over the batch -> scalar. Each division by
-    T leaves 1/T in the gradient; T² undoes both, so alpha means the same at every T (Hinton et al. 2015, section 2)."""
+    """T² KL(softmax(z_T / T) ‖ softmax(z_S / T)) of logits (B, K), the mean over the batch -> scalar. At high T
+    the KL's gradient shrinks as 1/T²; T² undoes that, so alpha need not follow T (Hinton et al. 2015, section 2)."""
     log_p_T = log_softmax(teacher_logits / temperature)  # (B, K)
     log_p_S = log_softmax(student_logits / temperature)  # (B, K)
     kl = (log_p_T.exp() * (log_p_T - log_p_S)).sum(dim=-1)  # (B,)
@@ -104,12 +104,13 @@ def pilot_update(student, batch, teacher_outputs, pilot_lr, loss=kd_loss, create
     with at(student, theta_S):
         student_outputs = forward(student, inputs)
         L_S = loss(student_outputs, teacher_outputs, labels)
-        # create_graph keeps ∂θ′_S/∂θ_T alive: without it no gradient reaches the teacher.
+        # create_graph keeps the graph from the gradient back to the teacher's outputs, which `second_order` needs.
         gradient = torch.autograd.grad(L_S, theta_S.values(), create_graph=create_graph, materialize_grads=True)
     gradient = mean_over_ranks(gradient, len(labels))
     gradient = dict(zip(theta_S, gradient))
     record(trace, student_logits=tensors_of(student_outputs)[0], inner_loss=L_S, pilot_gradient=gradient)
-    # Detached, θ′_S has a graph by its gradient alone. So a forgotten create_graph ends in an error, not in zeros.
+    # θ_S is free of the teacher. Detached, it leaves θ′_S a graph by the gradient alone: if create_graph was forgotten,
+    # there is none, and the next derivative is an error instead of zeros.
     return {name: theta.detach() - pilot_lr * gradient[name] for name, theta in theta_S.items()}
 
 
@@ -124,8 +125,8 @@ def quiz_gradient(student, theta_S_prime, quiz, quiz_loss=hard_loss):
         logits = torch.cat([tensors_of(part)[0] for part in outputs])  # (B, K)
         L_q = quiz_loss(logits, labels)
         v = torch.autograd.grad(L_q, theta.values(), materialize_grads=True)
-    means = mean_over_ranks([L_q.detach(), *v], len(labels))
-    return means[0], dict(zip(theta, means[1:]))
+    L_q, *v = mean_over_ranks([L_q.detach(), *v], len(labels))
+    return L_q, dict(zip(theta, v))
 
 
 def meta_gradient(
@@ -135,14 +136,16 @@ def meta_gradient(
     """∇_{θ_T} L_q(θ′_S(θ_T)) = −λ (∂²L_S / ∂θ_T ∂θ_S) v, with v = ∇_{θ′_S} L_q.
 
     mode: "second_order" (by `second_order`) or "jvp" (by `through_student_tangent`), two exact ways to ∂L_q/∂z_T.
-    micro_batch: so many examples at a time in the teachers' backward pass. trace: a dict, filled with copies of every
-    derivative.
+    micro_batch: the number of examples in one backward pass of the teachers; None: all of them.
+    trace: a dict, filled with copies of every derivative.
     Teachers are put in eval mode; no parameter, buffer or `.grad` changes. Raises ValueError on what is not of the form
     that the head of this file describes.
     """
     if mode not in MODES:
-        raise ValueError(f"expected a mode of {MODES}, found {mode!r}")
+        raise ValueError(f"expected a mode of {MODES}, found {mode}")
     teachers, (inputs, labels) = as_list(teachers), pair(batch)
+    if not teachers or micro_batch is not None and micro_batch < 1:
+        raise ValueError("expected at least one teacher, and a micro_batch of 1 or more")
     with torch.set_grad_enabled(not micro_batch):  # in parts, `through_teachers` computes the outputs again
         z_T = teach(teachers, inputs)
     # The graph is cut here: the student's half delivers ∂L_q/∂z_T, the teacher's half takes it from there.
@@ -150,7 +153,7 @@ def meta_gradient(
     create_graph = mode == "second_order"
     theta_S_prime = pilot_update(student, batch, z_T_leaf, pilot_lr, loss, create_graph, trace)
     L_q, v = quiz_gradient(student, theta_S_prime, quiz, quiz_loss)
-    if mode == "second_order":
+    if create_graph:
         dL_dz_T = second_order(theta_S_prime, z_T_leaf, v)
     else:
         dL_dz_T = through_student_tangent(student, batch, z_T_leaf, v, pilot_lr, loss, trace)
@@ -161,7 +164,7 @@ def meta_gradient(
         record(trace, teacher_logits=tensors_of(z_T)[0], teacher_logits_gradient=dL_dz_T[0])
         record(trace, theta_S_prime=theta_S_prime, v=v, quiz_loss_before=before, quiz_loss_after=L_q)
         named = teachers[0] if len(teachers) == 1 else teachers  # of several teachers "0.weight", "1.weight"
-        names = [name for name, _ in named.named_parameters()]
+        names = dict(named.named_parameters())
         record(trace, meta_gradient=dict(zip(names, grads)))
     return MetaGradient(L_q, grads, theta_S_prime)
 
@@ -169,8 +172,7 @@ def meta_gradient(
 def second_order(theta_S_prime, z_T_leaf, v):
     """∂L_q/∂z_T = (∂θ′_S/∂z_T)ᵀ v, a tuple: back through the gradient step itself, by the graph that `pilot_update`
     kept."""
-    z_T = tensors_of(z_T_leaf)
-    return torch.autograd.grad(theta_S_prime.values(), z_T, v.values(), materialize_grads=True)
+    return torch.autograd.grad(theta_S_prime.values(), tensors_of(z_T_leaf), v.values(), materialize_grads=True)
 
 
 def through_student_tangent(student, batch, z_T_leaf, v, pilot_lr, loss, trace=None):
@@ -187,9 +189,8 @@ def through_student_tangent(student, batch, z_T_leaf, v, pilot_lr, loss, trace=N
     L_S = loss(z_S, z_T_leaf, labels)
     dL_dz_S = torch.autograd.grad(L_S, tensors_of(z_S), create_graph=True, materialize_grads=True)  # (B, K)
     direction = [-pilot_lr * z_dot for z_dot in z_S_dot]
-    z_T = tensors_of(z_T_leaf)
     # ∂/∂z_T of ⟨direction, ∂L_S/∂z_S⟩, the direction held fixed.
-    return torch.autograd.grad(dL_dz_S, z_T, direction, materialize_grads=True)
+    return torch.autograd.grad(dL_dz_S, tensors_of(z_T_leaf), direction, materialize_grads=True)
 
 
 def student_tangent(student, inputs, v):
@@ -206,7 +207,7 @@ def student_tangent(student, inputs, v):
 
 def through_teachers(teachers, inputs, z_T, dL_dz_T, micro_batch=None):
     """∇_{θ_T} L_q from ∂L_q/∂z_T (B, K): one ordinary backward pass from the teachers' outputs z_T, or several, of
-    `micro_batch` examples each, for which the outputs are computed again. What needs no gradient gets zeros."""
+    `micro_batch` examples each, for which the outputs are computed again. Frozen parameters get zeros."""
     total = {theta: torch.zeros_like(theta) for theta in as_list(teachers).parameters()}
     learning = [theta for theta in total if theta.requires_grad]
     if not learning:
@@ -216,18 +217,19 @@ def through_teachers(teachers, inputs, z_T, dL_dz_T, micro_batch=None):
     for first in range(0, B, size):
         rows = slice(first, first + size)
         outputs = teach(teachers, each_tensor(lambda x: x[rows], inputs)) if micro_batch else z_T
-        message = [part[rows] for part in dL_dz_T]
-        gradients = torch.autograd.grad(tensors_of(outputs), learning, message, materialize_grads=True)
+        # By the chain rule: the derivative in θ_T of ⟨z_T, ∂L_q/∂z_T⟩, the second held fixed.
+        heard = sum((part * message[rows]).sum() for part, message in zip(tensors_of(outputs), dL_dz_T))
+        gradients = torch.autograd.grad(heard, learning, materialize_grads=True)
         for theta, gradient in zip(learning, gradients):
             total[theta] += gradient
     return list(total.values())
 
 
 def meta_update(teachers, grads, teacher_optimizer, clip=None):
-    """Meta update: θ_T ← θ_T − μ ∇_{θ_T} L_q, the step taken by the teacher's optimiser. All grads together are cut to
-    the length `clip`."""
+    """Meta update: θ_T ← θ_T − μ ∇_{θ_T} L_q, the step taken by the teacher's optimiser. If all grads together
+    are longer than `clip`, they are scaled down to that length."""
     if clip is not None:
-        length = torch.stack([gradient.norm() for gradient in grads]).norm()
+        length = nn.utils.get_total_norm(grads)
         grads = [gradient * (clip / length).clamp(max=1) for gradient in grads]
     for theta, gradient in zip(as_list(teachers).parameters(), grads, strict=True):
         theta.grad = gradient if theta.requires_grad else None
@@ -302,8 +304,10 @@ def forward(model, inputs):
     float32, for the losses. Raises ValueError on inputs or outputs of another form."""
     if isinstance(inputs, Mapping):
         outputs = model(**inputs)
-    elif isinstance(inputs, (Tensor, tuple)):
-        outputs = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    elif isinstance(inputs, tuple):
+        outputs = model(*inputs)
+    elif isinstance(inputs, Tensor):
+        outputs = model(inputs)
     else:
         raise ValueError(f"expected inputs as a tensor, a tuple or a dict, found a {type(inputs).__name__}")
     outputs = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", outputs)
@@ -316,16 +320,15 @@ def teach(teachers, inputs):
     """The outputs of the teachers, averaged. A teacher is always in eval mode."""
     outputs = []
     for teacher in as_list(teachers):
-        teacher.eval()
-        outputs.append(forward(teacher, inputs))
+        outputs.append(forward(teacher.eval(), inputs))
     means = tuple(torch.stack(parts).mean(dim=0) for parts in zip(*map(tensors_of, outputs), strict=True))
     return means if isinstance(outputs[0], tuple) else means[0]
 
 
 def mean_over_ranks(tensors, examples: int):
     """Each tensor's mean over the processes of torch.distributed, weighted by how many examples each process holds:
-    of a mean over examples the mean over all. Without processes, the tensors. A graph stays this process's own: with
-    v the same in all, the mean of their meta-gradients is that of the whole batch."""
+    means over each one's examples become the mean over all. Without processes, the tensors. A graph stays its process's
+    own: with v the same in all, the mean of their meta-gradients is that of the whole batch."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return list(tensors)
     flat = torch.cat([own.detach().flatten() for own in tensors])

@@ -532,9 +532,9 @@ class Seed:
 
     def batch(self, rows, step=None):
         """Rows of train and quiz, ({role: inputs}, labels (B,)). With a step, pictures are cropped and mirrored."""
-        crop = None if step is None else [self.seed, 7, step]
+        crop_seed = None if step is None else [self.seed, 7, step]
         inputs = {}
-        batch_of = functools.cache(lambda encoded: encoded.batch(rows, crop))  # roles of one vocabulary share it
+        batch_of = functools.cache(lambda encoded: encoded.batch(rows, crop_seed))  # roles of one vocabulary share it
         for role, splits in self.encoded.items():
             inputs[role], labels = batch_of(splits["train+quiz"])
         return inputs, labels

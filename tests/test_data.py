@@ -428,6 +428,14 @@ def test_pictures_are_read_byte_by_byte(tmp_path):
         assert task.test.labels[n] == raw[n * RECORD + 1]
 
 
+def test_pictures_of_ones_own_dev_file_are_dev(tmp_path):
+    write_cifar(tmp_path)
+    own = records_of(40, seed=2)
+    (tmp_path / "cifar-100-binary" / "dev.bin").write_bytes(own.tobytes())
+    task = load_task("cifar100", str(tmp_path))
+    assert task.dev.texts == list(map(bytes, own[:, 2:])) and len(task.train) + len(task.quiz) == 220
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_dev_and_quiz_are_carved_out_of_the_training_pictures(seed, tmp_path):
     write_cifar(tmp_path)

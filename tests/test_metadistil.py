@@ -364,6 +364,29 @@ def test_frozen_teacher_parameters_get_zeros():
     assert relative_difference(found[1:], expected[1:]) < 1e-12
 
 
+class WithFrozenState(nn.Module):
+    """(logits, a state of a layer that no gradient reaches)."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen, self.head = nn.Linear(3, 4).requires_grad_(False), nn.Linear(4, 3)
+
+    def forward(self, x):
+        state = self.frozen(x)
+        return self.head(state), state
+
+
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_an_output_that_no_gradient_reaches_takes_no_part(micro_batch):
+    torch.manual_seed(0)
+    batch, quiz = ((torch.randn(5, 3), torch.randint(3, (5,))) for _ in range(2))
+    student, teacher = nn.Linear(3, 3), WithFrozenState()
+    found = meta_gradient(student, teacher, batch, quiz, micro_batch=micro_batch, **SETTINGS).grads
+    of_logits = nn.Sequential(teacher.frozen, teacher.head)
+    expected = meta_gradient(student, of_logits, batch, quiz, **SETTINGS).grads
+    assert relative_difference(found, expected) < 1e-6 and found[2].abs().max() > 0
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_trace_holds_every_factor_of_the_chain_rule(mode):
     student, teachers, batch, quiz = encoder_case(torch.float64)
@@ -382,6 +405,18 @@ def test_trace_holds_every_factor_of_the_chain_rule(mode):
         assert trace[name + "_norms"] == {layer: pytest.approx(t.norm().item()) for layer, t in trace[name].items()}
     tensors = [t for value in trace.values() if not isinstance(value, float) for t in (value.values() if isinstance(value, dict) else [value])]
     assert not any(isinstance(t, torch.Tensor) and t.requires_grad for t in tensors)  # no graph outlives the step
+
+
+@pytest.mark.parametrize("micro_batch", [-1, 0])
+def test_a_micro_batch_of_no_example_is_refused(micro_batch):
+    with pytest.raises(ValueError, match="micro_batch of 1 or more"):
+        meta_gradient(*encoder_case(torch.float32), micro_batch=micro_batch, **SETTINGS)
+
+
+def test_no_teacher_is_refused():
+    student, _, batch, quiz = encoder_case(torch.float32)
+    with pytest.raises(ValueError, match="at least one teacher"):
+        meta_gradient(student, [], batch, quiz, **SETTINGS)
 
 
 def test_unknown_mode():
