@@ -31,6 +31,7 @@ import metadistil
 import models
 from data import InputError, expect
 
+PROGRAM = "train.py"  # in messages; a script that adds methods puts its own name here
 DEVICES = ["auto", "cpu"] + ["cuda"] * torch.cuda.is_available()
 # Under torchrun: which of how many processes this is. Each computes its own part of every batch. Each scores the
 # whole dev and test. The first alone writes files and prints; any of them may print why it stopped.
@@ -375,7 +376,7 @@ def join():
 def lost(*_):
     """End this process, for another of the run has ended."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # or torchrun could have the line printed twice
-    print("train.py: stopped, for another process has ended; to go on: the same torchrun, --resume", file=sys.stderr)
+    print(f"{PROGRAM}: stopped, for another process has ended; to go on: the same torchrun, --resume", file=sys.stderr)
     leave(2)
 
 
@@ -974,7 +975,7 @@ def run(config: Config, journal: dict | None = None) -> Run:
         for seed, name in list(itertools.product(range(config.seeds), names))[journal["done"] :]:
             take(of_seed(seed), name, journal)
     except KeyboardInterrupt:
-        command = "the same torchrun, with" if SEVERAL else "python train.py"
+        command = "the same torchrun, with" if SEVERAL else f"python {PROGRAM}"
         raise KeyboardInterrupt(f"stopped; to go on: {command} --resume {out}") from None
     rows, notes = table(config, task, journal["results"])
     text = layout(rows) + notes
@@ -1084,7 +1085,7 @@ def print_predictions(out, sentences):
 def parse(arguments):
     """What the command line gives: a flag for each field of Config, then --resume and --predict. Raises InputError."""
     look = argparse.RawDescriptionHelpFormatter
-    flags = argparse.ArgumentParser("train.py", None, __doc__, formatter_class=look, allow_abbrev=False)
+    flags = argparse.ArgumentParser(PROGRAM, None, __doc__, formatter_class=look, allow_abbrev=False)
     flags.argument_default = argparse.SUPPRESS
     others = ", ".join(list(DEFAULTS)[1:])
     flags.epilog = f"methods: {', '.join(METHODS)}\nin brackets: the default, and those of {others} where they differ"
@@ -1128,7 +1129,7 @@ def main(arguments: list[str] | None = None):
             leave(0)
     except (InputError, models.CheckpointError, OSError) as error:
         if RANK == 0:
-            print(f"train.py: {error}", file=sys.stderr)
+            print(f"{PROGRAM}: {error}", file=sys.stderr)
         else:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(2)  # till the first process has said it
@@ -1142,13 +1143,18 @@ def main(arguments: list[str] | None = None):
         lost()
 
 
+def from_terminal():
+    """main, in a terminal of any encoding."""
+    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # where a terminal has no Greek letters
+    main()
+
+
 for function in (torch.exp, torch.log, torch.tanh):
     # MKL chooses its code for each at the first call. Two threads that call at once may be given a worse one (pytorch's
     # issue 188792); here one thread calls.
     function(torch.ones(1))
 
 if __name__ == "__main__":
-    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # where a terminal has no Greek letters
-    main()
+    from_terminal()

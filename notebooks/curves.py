@@ -16,7 +16,9 @@ SECOND_LINES = [(0, (1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2))]  # of the sec
 
 def draw(out) -> Path:
     """curves.png: dev score after each epoch, mean over the seeds and the range between them, of the students, and of
-    their teachers while they learn to teach. Raises FileNotFoundError if `out` holds no run."""
+    their teachers while they learn to teach. Raises FileNotFoundError if `out` holds no finished run."""
+    if not Path(out, "table.md").is_file():
+        raise FileNotFoundError(f"{out}: expected a finished run; one that was stopped goes on by --resume")
     log = [json.loads(line) for line in Path(out, "metrics.jsonl").read_text().splitlines()]
     seeds = 1 + max(entry["seed"] for entry in log)
     scored = [entry["scores"] for entry in log if "epoch" in entry and not entry["stage"].startswith("teacher")]
@@ -43,4 +45,8 @@ def draw(out) -> Path:
 
 if __name__ == "__main__":
     for run in sys.argv[1:]:
-        print(draw(run))
+        try:
+            print(draw(run))
+        except FileNotFoundError as error:
+            print(f"curves.py: {error}", file=sys.stderr)
+            sys.exit(2)

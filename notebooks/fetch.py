@@ -6,7 +6,7 @@ A directory, or a name on the Hugging Face hub (org/name), with a BERT, RoBERTa,
 transformers reads it, and DIR/metadistil.pt or checkpoints/org/name/metadistil.pt holds what train.py reads: network,
 tokeniser, names of the labels. Before that the two networks and the two tokenisers are compared. Where they part, one
 line says so, and nothing is written. The package fills what the files lack with random numbers, which is allowed of
-the head alone: the classifier, and the layer before it, where that is missing, too. Then the file names no labels.
+the head alone: the classifier, the layer before it, or both. If one is missing, the file names no labels.
 """
 
 import argparse
@@ -136,7 +136,7 @@ def download(address, file, timeout=10.0, most=10**9):
         expect(not missing, f"{address}: cut off, {missing:,} bytes are missing")
 
 
-BERT_NAMES = {  # our name of a part -> the published one; here and below that of the head stands alone
+BERT_NAMES = {  # our name of a part -> the published one, behind "bert." and so on; pooler and classifier: the whole name
     "words": "embeddings.word_embeddings",
     "positions": "embeddings.position_embeddings",
     "types": "embeddings.token_type_embeddings",
@@ -224,7 +224,7 @@ def read_config(folder, model_type=None):
 
 def label_names(config):
     """The names of the classes, as they are written, in the order of the logits."""
-    return [config.id2label[number] for number in range(config.num_labels)]
+    return [str(config.id2label[number]) for number in range(config.num_labels)]
 
 
 def read_network(folder, config):
@@ -298,7 +298,7 @@ def plain_texts(tokenizer):
 
 
 def read_tokenizer(folder, config):
-    """The package's tokeniser. It may pass over what the files say without a word: then it is refused here."""
+    """The package's tokeniser. Where the package passes over something that the files say, this refuses them."""
     with saying("expected the files of a tokeniser"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
         vocabulary = tokenizer.get_vocab()
@@ -376,27 +376,26 @@ def read_batches(tokenizer, ours, longest):
 
 
 @torch.no_grad()
-def prove_logits(reference, network, labels, batches, most):
-    """The largest difference of the logits (B, K), label by label. Raises FetchError if it is more than `most`."""
-    columns = [labels.index(reference.config.id2label[number]) for number in range(len(labels))]
+def prove_logits(reference, network, batches, most):
+    """The largest difference of the logits (B, K). Raises FetchError if it is more than `most`."""
     largest = 0.0
     for theirs, ours in batches:
-        difference = (network(**ours)[:, columns] - reference(**theirs).logits).abs().max().item()
+        difference = (network(**ours) - reference(**theirs).logits).abs().max().item()
         found = f"the logits of a batch of {tuple(ours['input_ids'].shape)} ids part by {difference:.1e}"
         expect(difference <= most, f"{found}, expected at most {most:.0e}")
         largest = max(largest, difference)
     return largest
 
 
-def prove(reference, network, labels, tokenizer, tokenizer_json):
+def prove(reference, network, tokenizer, tokenizer_json):
     """Compare the package's network and tokeniser with ours. Returns what was found, in words. Raises FetchError."""
     ours, longest = Tokenizer.from_str(tokenizer_json), min(48, network.config.max_tokens)
     texts = prove_ids(tokenizer, ours)
     batches = random_batches(reference.config)
-    single = prove_logits(reference, network, labels, batches, most=1e-4)
+    single = prove_logits(reference, network, batches, most=1e-4)
     # Behind single precision a wrong epsilon can hide. In double precision equal networks differ by 1e-14.
     batches = read_batches(tokenizer, ours, longest)
-    double = prove_logits(reference.double(), network.double(), labels, batches, most=1e-9)
+    double = prove_logits(reference.double(), network.double(), batches, most=1e-9)
     network.float()
     return f"""  the same ids from both tokenisers: {texts} texts, alone and in pairs
   largest difference of the logits: {single:.1e} on random batches of up to {network.config.max_tokens} tokens;
@@ -416,12 +415,13 @@ def fetch_checkpoint(name, folder, model_type=None):
     with saying("cannot be converted"):
         network, labels = convert(reference), label_names(config)
         tokenizer_json = unlimited(tokenizer.backend_tokenizer.to_str())
-        proof = prove(reference, network, labels, tokenizer, tokenizer_json)
+        proof = prove(reference, network, tokenizer, tokenizer_json)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         file = Path(temporary, "metadistil.pt")
-        torch.save(models.to_save(network, tokenizer=tokenizer_json, labels=labels if head else None), file)
-        file.replace(folder / file.name)
+        with saying("cannot be written"):
+            torch.save(models.to_save(network, tokenizer=tokenizer_json, labels=labels if head else None), file)
+            file.replace(folder / file.name)
     print(f"{name}: {config.model_type}, {reference.num_parameters():,} parameters, {config.num_hidden_layers} layers")
     print(proof)
     print(f"  labels: {', '.join(labels) if head else 'none, the head is fresh'}")

@@ -591,6 +591,27 @@ def test_weights_that_are_not_what_the_config_promises_are_refused(tmp_path, cap
         assert said in refused(capsys, tmp_path, tmp_path)
 
 
+@published
+def test_labels_that_are_numbers_are_names_too(tmp_path, capsys):
+    checkpoint(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"id2label": {"0": 0, "1": 1, "2": 2}, "label2id": {"0": 0, "1": 1, "2": 2}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert run(tmp_path) == 0 and "labels: 0, 1, 2" in capsys.readouterr().out
+    assert models.read_saved(tmp_path)[1]["labels"] == ["0", "1", "2"]
+
+
+@published
+def test_a_full_disk_leaves_no_file(tmp_path, capsys, monkeypatch):
+    checkpoint(tmp_path)
+
+    def full(*_):
+        raise RuntimeError("[enforce fail at inline_container.cc:672]")
+
+    monkeypatch.setattr(fetch.torch, "save", full)
+    assert "cannot be written: [enforce fail" in refused(capsys, tmp_path, tmp_path)
+
+
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 440449768\n"
 
 

@@ -1,7 +1,9 @@
 """The record of results: rows run once, after those they take models from; RESULTS.md is what the record says."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -222,9 +224,50 @@ def test_a_spoilt_teacher_is_the_same_network_that_misreads(tmp_path, kind):
 def test_a_row_that_fails_stops_the_study(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(results, "FOUND", tmp_path / "results.jsonl")
-    with pytest.raises(RuntimeError, match="noise, plain-0: train.py: --task nothing"):
+    with pytest.raises(RuntimeError, match="noise, plain-0, status 2: train.py: --task nothing"):
         results.run_study("noise", {"plain-0": "--task nothing --methods kd"}, 1)
     assert not results.FOUND.exists()
+
+
+@pytest.mark.parametrize("stopped_by", [RuntimeError("a row"), KeyboardInterrupt()])
+def test_when_a_row_has_failed_no_other_begins(stopped_by, monkeypatch):
+    begun = []
+
+    def run_row(study, row, flags):
+        begun.append(row)
+        raise stopped_by
+
+    monkeypatch.setattr(results, "run_row", run_row)
+    monkeypatch.setattr(results, "read_found", dict)
+    with pytest.raises(type(stopped_by)):
+        results.run_study("noise", {str(n): "--methods kd" for n in range(50)}, 1)
+    assert len(begun) < 50
+
+
+def test_a_row_that_was_killed_is_named_with_its_status(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    killed = types.SimpleNamespace(returncode=-9, stderr="")
+    monkeypatch.setattr(results.subprocess, "run", lambda *_, **__: killed)
+    with pytest.raises(RuntimeError, match="noise, plain-0, status -9: no message"):
+        results.run_row("noise", "plain-0", "--methods kd")
+
+
+@pytest.mark.parametrize("study", ["reviews", "mrpc"])
+def test_a_page_without_a_first_row_says_so(study, tmp_path, monkeypatch):
+    lines = results.FOUND.read_text().splitlines()
+    (tmp_path / "results.jsonl").write_text("\n".join(line for line in lines if f'"study": "{study}", "row": "plain"' not in line))
+    monkeypatch.setattr(results, "FOUND", tmp_path / "results.jsonl")
+    assert len(results.read_found()) == len(lines) - 1
+    assert report.costs(study) == "Not run." and f"- `{study}`: `plain`" in report.page()
+    assert len([ax for ax in report.dynamics().axes if ax.get_title()]) == len(report.DYNAMICS) - 1
+
+
+def test_an_idea_is_a_program_of_its_own(tmp_path):
+    command = [sys.executable, ROOT / "notebooks" / "results" / "ideas.py"]
+    asked = subprocess.run([*command, "--help"], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert asked.returncode == 0 and b"--pilot-lr" in asked.stdout and not asked.stderr
+    refused = subprocess.run([*command, "--alpha", "7"], capture_output=True, text=True, cwd=tmp_path)
+    assert refused.returncode == 2 and refused.stderr.startswith("notebooks/results/ideas.py: --alpha 7.0: expected")
 
 
 def test_sst2_gets_a_test_set_out_of_its_training_file(tmp_path, monkeypatch):

@@ -826,6 +826,9 @@ def test_the_command_line_draws_the_curves(tmp_path):
     pytest.importorskip("matplotlib")
     train.main(flags(**SMALL | {"out": tmp_path / "run", "methods": "kd,metadistil", "seeds": 2}))
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "run" / "table.md").unlink()  # as if the run had been stopped
+    drawn = subprocess.run([sys.executable, ROOT / "notebooks" / "curves.py", tmp_path / "run"], capture_output=True, text=True)
+    assert drawn.returncode == 2 and drawn.stderr == f"curves.py: {tmp_path / 'run'}: expected a finished run; one that was stopped goes on by --resume\n"
 
 
 def test_of_several_processes_a_run_on_pictures_says_whose_statistics_it_takes(pictures, monkeypatch, capsys):

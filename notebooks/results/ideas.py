@@ -37,7 +37,8 @@ def length(gradients):
 
 def own_job(stage, batch, draw_quiz, log, weight, hears_quiz=True):
     """The teacher keeps its own job: it also learns the labels of the training batch, as in Meta Pseudo Labels (Pham et
-    al. 2021), by a gradient `weight` times as long as the meta-gradient. Control: with the quiz unheard, by that alone."""
+    al. 2021), by a gradient `weight` times as long as the meta-gradient. The control, `hears_quiz=False`, leaves the
+    meta-gradient out: of the quiz only that length is left."""
     grads = meta_gradient(stage, batch, draw_quiz())
     own = []
     for teacher in stage.teachers:
@@ -75,7 +76,7 @@ def random_walk(stage, batch, draw_quiz, log):
 
 def no_pilot(stage, batch, draw_quiz, log):
     """An ablation: the quiz is sat at θ_S instead of θ′_S, and λ only scales the meta-gradient. The real update comes
-    before the meta update; in Algorithm 1 it comes after."""
+    before the meta update; in Algorithm 1 it comes after. Always by the way of "jvp"."""
     config, student, teachers = stage.config, stage.student, stage.teachers
     theta_S = dict(student.named_parameters())
     _, v = metadistil.quiz_gradient(student, theta_S, draw_quiz(), stage.quiz_loss)
@@ -91,8 +92,8 @@ def no_pilot(stage, batch, draw_quiz, log):
 
 
 def mutual(stage, batch, draw_quiz, log):
-    """Mutual learning (Zhang et al. 2018): the student learns from the teacher, then the teacher from the student; no
-    quiz."""
+    """Mutual learning (Zhang et al. 2018): the student learns from the teacher, then the teacher from the student. No
+    quiz, so of the flags for the meta-gradient it uses none but the teacher's rate, optimiser and schedule."""
     L_S = metadistil.real_update(stage.student, stage.teachers, batch, stage.student_optimizer, stage.loss)
     for teacher in stage.teachers:
         metadistil.real_update(teacher, stage.student, batch, stage.teacher_optimizer, stage.loss)
@@ -118,4 +119,5 @@ METHODS = {
 train.METHODS |= METHODS
 
 if __name__ == "__main__":
-    train.main()
+    train.PROGRAM = "notebooks/results/ideas.py"
+    train.from_terminal()

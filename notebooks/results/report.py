@@ -74,6 +74,11 @@ def models_of(study, *rows):
     return models
 
 
+def on_record(study, *rows):
+    """Whether all these rows have been run."""
+    return all((study, row) in results.read_found() for row in rows)
+
+
 def score_name(model, split="test"):
     """The name of a model's score in the task's first metric on the split; on dev where test has no labels."""
     return next(name for part in (split, "dev") for name in model if name.startswith(part))
@@ -105,7 +110,7 @@ def answer():
     pairs.append(("teacher after metadistil", "teacher before"))
     rows = [["", "score", "kd", "kd less finetune", "metadistil less kd", "teacher after less before"]]
     for about, (study, *of) in ANSWERS.items():
-        if all((study, row) in results.read_found() for row in of):
+        if on_record(study, *of):
             models = models_of(study, *of)
             score = score_name(models["student kd"])
             found = {title: np.array(model[score]) for title, model in models.items()}
@@ -136,14 +141,15 @@ def mean(words):
 
 
 def settings_of(study):
-    """The settings, shares of wrong labels say, for which the study has a kd to compare with."""
+    """The settings of a study, such as shares of wrong labels, whose row "plain-SETTING" is on record."""
     return sorted(
         row.removeprefix("plain-") for of, row in results.read_found() if of == study and row.startswith("plain-")
     )
 
 
 def of_line(setting, kind, title, split="test"):
-    """The scores (seeds,) of a line of the study "noise" in one setting; of the quiz alone they hold for all."""
+    """The scores (seeds,) of a line of the study "noise" in one setting. A row without a setting, the quiz alone, serves
+    for each."""
     found = scores("noise", f"{kind}-{setting}", title, split)
     return found if len(found) else scores("noise", kind, title, split)
 
@@ -165,9 +171,9 @@ def noise(split="test"):
 
 
 def overview(words):
-    """Of words like "STUDY" or "STUDY dev": a line for each row, a column for each model that any row trained. Of
-    students also the difference to a kd of the same size (within 1%, for vocabularies differ): the row's own if it has a metadistil,
-    too, else the first row's. Minutes are of training, all seeds together."""
+    """Of words like "STUDY" or "STUDY dev": a line for each row, a column for each model that any row trained. A student
+    stands beside a kd of its size (within 1%, for vocabularies differ): the row's own, if the row has kd and metadistil;
+    else the first row's. Minutes are of training, all seeds together."""
     study, *split = words.split()
     record = results.read_found()
     trained = {}
@@ -218,6 +224,8 @@ def costs(study):
                 if title.startswith("student"):
                     found[title] = model, record[study, row]["warmup_epochs"]
     rival = "student pkd" if "student pkd" in found else "student kd"
+    if not {"student finetune", rival} <= {*found}:
+        return "Not run."
     rows = [["", "best on dev, %", "after epoch", "seconds", f"seconds to {rival.split()[1]}'s best"]]
     curves = {title: np.mean(model["by_epoch"], axis=0) for title, (model, _) in found.items()}  # (epochs,)
     an_epoch_of_labels = np.mean(found["student finetune"][0]["seconds"]) / len(curves["student finetune"])
@@ -284,7 +292,7 @@ def dynamics():
     """Both students and the taught teacher on dev, after each epoch; means over the seeds, and a deviation to each side.
     Left of the dotted line the students learn from labels alone."""
     draw.use_style()
-    of_panels = {title: panel for title, panel in DYNAMICS.items() if (panel[0], panel[-1]) in results.read_found()}
+    of_panels = {title: panel for title, panel in DYNAMICS.items() if on_record(*panel)}
     n_rows = -(-len(of_panels) // 3)
     figure, axes = plt.subplots(n_rows, 3, figsize=(13, 4 * n_rows))
     for ax in axes.flat[len(of_panels) :]:

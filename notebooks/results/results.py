@@ -16,7 +16,7 @@ import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +116,8 @@ def honest(study: str, base: str) -> dict[str, str]:
 
 def own_job(study: str, base: str, plain: str, flags: str = "", trial=()) -> dict[str, str]:
     """The teacher keeps its own job, by a gradient w times as long as the meta-gradient, w = 1; and the control, that
-    gradient with the quiz unheard. `trial`: the w among which two seeds choose, on dev. (The last of a flag holds.)"""
+    gradient with the quiz unheard. `trial`: values of w to try with two seeds; the best on dev is taken."""
+    # A flag given twice holds as given last: a trial's --seeds 2.
     rows = {f"trial-{w}": f"--methods own-job-{w} {flags} --seeds 2" for w in trial}
     rows |= {kind: f"--methods {kind} {flags}" for kind in OWN_JOB}
     rows["learn-quiz"] = f"--methods metadistil --learn-quiz {flags}"
@@ -228,7 +229,8 @@ def run_row(study: str, row: str, flags: str):
         text=True,
     )
     if done.returncode:
-        raise RuntimeError(f"{study}, {row}: {done.stderr.splitlines()[-1]}")
+        *_, last = done.stderr.splitlines() or ["no message"]
+        raise RuntimeError(f"{study}, {row}, status {done.returncode}: {last}")
 
 
 def command_of(study: str, row: str, flags: str) -> list[str]:
@@ -252,8 +254,8 @@ def noted(study: str, row: str, flags: str) -> dict:
 
 
 def run_study(study: str, rows: dict[str, str], jobs: int):
-    """Run the rows that are not on record, and those whose models they take if their runs are gone; `jobs` at a time,
-    none before those whose models it takes."""
+    """Run the rows that are not on record, and again those whose models they take (a finished run ends at once); `jobs`
+    at a time, none before those whose models it takes. When one fails, or at Ctrl-C, no other begins."""
     known, running = read_found(), {}
 
     def takes(row):
@@ -273,15 +275,19 @@ def run_study(study: str, rows: dict[str, str], jobs: int):
     with ThreadPoolExecutor(jobs) as pool:
         for row in [row for row in rows if row in missing]:
             running[row] = pool.submit(job, row, [running[other] for other in takes(row)])
-        for future in running.values():
-            future.result()
+        try:
+            for future in as_completed(running.values()):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # no row begins any more
+            raise
 
 
 def main():
     """The command line."""
     known = studies()
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    choices = [*known, []]  # argparse holds even no study at all against them
+    choices = [*known, []]  # without a STUDY argparse looks for the empty list among them
     flags.add_argument("studies", nargs="*", choices=choices, metavar="STUDY", help=", ".join(known))
     flags.add_argument("--jobs", type=int, default=2, help="rows at a time, each on one core [2]")
     given = flags.parse_args()
