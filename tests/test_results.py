@@ -190,6 +190,7 @@ def test_what_the_page_says_without_a_number_is_so():
     for row in ("meta-every-4", "teacher-lr-1e-4"):
         assert report.scores("right", row, after).mean() > report.scores("right", "metadistil", after).mean()
     assert verdict("reviews", "alpha-0.1", after, "plain", before) == "behind"
+    assert report.scores("reviews", "alpha-0.1", after).mean() < 0.5
     helps = [about for about, (study, row, *_) in report.ANSWERS.items() if verdict(study, row, kd, row, "student finetune") == "ahead"]
     assert helps == ["CIFAR-100, a fifth of it"]
     gains = [report.scores("ideas", row, student) - report.scores("ideas", "plain", kd) for row in ("no-pilot", "metadistil")]
