@@ -36,8 +36,8 @@ def agree(what, mine, other, tolerance=1e-9):
     """Print the largest difference between two answers to one question, and insist that there is none to speak of."""
     mine, other = (torch.as_tensor(answer, dtype=torch.float64) for answer in (mine, other))
     difference = (mine - other).abs().max().item()
-    print(f"{what}: they agree (largest difference {difference:.0e})")
     assert difference < tolerance, f"{what}: {difference} apart"
+    print(f"{what}: they agree (largest difference {difference:.0e})")
 
 
 def exercise(name, answer, is_right):

@@ -475,7 +475,7 @@ def test_step4_leaves_both_networks_alone(meta_gradient):
 
 
 def test_step4_equals_a_finite_difference(meta_gradient):
-    hint = "the meta-gradient is not the slope of L_q(θ′_S(θ_T)): compare your steps with section 3 of notebook 03."
+    hint = "the meta-gradient is not the slope of L_q(θ′_S(θ_T)): compare your steps with section 4 of notebook 03."
     check_meta_gradient(meta_gradient, *network_case(), "second_order", hint)
 
 
