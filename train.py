@@ -1,8 +1,8 @@
 """The main job, `python train.py --task sst2`: train a teacher, then a student by each method, and print one table.
 
-Every student starts from the same weights and takes the same number of steps; which labels it sees stands in METHODS.
-A run is a list of stages (each teacher, then each method; for each seed). A stage is a function of the configuration
-and the seed alone.
+Every student starts from the same weights and takes the same number of steps. METHODS says which labels it sees. A run
+is a list of stages: for each seed each teacher, then each method. What a stage gives depends on the configuration and
+the seed alone.
 """
 
 import argparse
@@ -95,7 +95,7 @@ class Config:
     alpha: float = option("α, weight of the soft term", SHARE, used_by="teacher")
     temperature: float = option("T, the logits' divisor", POSITIVE, used_by="teacher")
     beta: float = option("β, the weight of the hidden states in pkd", NOT_NEGATIVE, used_by="pkd")
-    pilot_lr: float = option("λ, the step of the pilot update", POSITIVE, used_by="learning")
+    pilot_lr: float = option("λ, rate of the pilot update", POSITIVE, used_by="learning")
     teacher_lr: float = option("μ, rate of the meta update, while it teaches", NOT_NEGATIVE, used_by="learning")
     teacher_optimizer: str = option("of the meta update", OPTIMIZERS, used_by="learning")
     teacher_schedule: str = option("of its rate", SCHEDULES, used_by="learning")
