@@ -376,26 +376,28 @@ def read_batches(tokenizer, ours, longest):
 
 
 @torch.no_grad()
-def prove_logits(reference, network, batches, most):
-    """The largest difference of the logits (B, K). Raises FetchError if it is more than `most`."""
+def prove_logits(reference, network, labels, batches, most):
+    """The largest difference of the logits (B, K). Raises FetchError if it is more than `most`. Ours are looked up by the
+    names of the labels that the file will hold, so that a wrong order shows."""
+    columns = [labels.index(str(reference.config.id2label[number])) for number in range(len(labels))]
     largest = 0.0
     for theirs, ours in batches:
-        difference = (network(**ours) - reference(**theirs).logits).abs().max().item()
+        difference = (network(**ours)[:, columns] - reference(**theirs).logits).abs().max().item()
         found = f"the logits of a batch of {tuple(ours['input_ids'].shape)} ids part by {difference:.1e}"
         expect(difference <= most, f"{found}, expected at most {most:.0e}")
         largest = max(largest, difference)
     return largest
 
 
-def prove(reference, network, tokenizer, tokenizer_json):
+def prove(reference, network, labels, tokenizer, tokenizer_json):
     """Compare the package's network and tokeniser with ours. Returns what was found, in words. Raises FetchError."""
     ours, longest = Tokenizer.from_str(tokenizer_json), min(48, network.config.max_tokens)
     texts = prove_ids(tokenizer, ours)
     batches = random_batches(reference.config)
-    single = prove_logits(reference, network, batches, most=1e-4)
+    single = prove_logits(reference, network, labels, batches, most=1e-4)
     # Behind single precision a wrong epsilon can hide. In double precision equal networks differ by 1e-14.
     batches = read_batches(tokenizer, ours, longest)
-    double = prove_logits(reference.double(), network.double(), batches, most=1e-9)
+    double = prove_logits(reference.double(), network.double(), labels, batches, most=1e-9)
     network.float()
     return f"""  the same ids from both tokenisers: {texts} texts, alone and in pairs
   largest difference of the logits: {single:.1e} on random batches of up to {network.config.max_tokens} tokens;
@@ -415,7 +417,7 @@ def fetch_checkpoint(name, folder, model_type=None):
     with saying("cannot be converted"):
         network, labels = convert(reference), label_names(config)
         tokenizer_json = unlimited(tokenizer.backend_tokenizer.to_str())
-        proof = prove(reference, network, tokenizer, tokenizer_json)
+        proof = prove(reference, network, labels, tokenizer, tokenizer_json)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         file = Path(temporary, "metadistil.pt")
