@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.nn.utils import get_total_norm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 import metadistil  # noqa: E402
@@ -30,11 +31,6 @@ def updates(stage, batch, grads):
     return metadistil.real_update(stage.student, stage.teachers, batch, stage.student_optimizer, stage.loss)
 
 
-def length(gradients):
-    """The norm of all of them together, a scalar."""
-    return torch.stack([gradient.norm() for gradient in gradients]).norm()
-
-
 def own_job(stage, batch, draw_quiz, log, weight, hears_quiz=True):
     """The teacher keeps its own job: it also learns the labels of the training batch, as in Meta Pseudo Labels (Pham et
     al. 2021), by a gradient `weight` times as long as the meta-gradient. The control, `hears_quiz=False`, leaves the
@@ -45,7 +41,7 @@ def own_job(stage, batch, draw_quiz, log, weight, hears_quiz=True):
         # No quiz: the function gives any network's gradient, here the teacher's on the training batch.
         _, of_teacher = metadistil.quiz_gradient(teacher, dict(teacher.named_parameters()), batch, stage.quiz_loss)
         own += of_teacher.values()
-    scale = weight * length(grads) / length(own).clamp_min(1e-30)
+    scale = weight * get_total_norm(grads) / get_total_norm(own).clamp_min(1e-30)
     own = [scale * part for part in own]
     if hears_quiz:
         own = [part + gradient for part, gradient in zip(own, grads)]
@@ -70,7 +66,7 @@ def random_walk(stage, batch, draw_quiz, log):
     grads = meta_gradient(stage, batch, draw_quiz())
     noise = [torch.randn_like(gradient) for gradient in grads]
     noise = metadistil.mean_over_ranks(noise, 1)  # on several processes one direction for all
-    scale = length(grads) / length(noise)
+    scale = get_total_norm(grads) / get_total_norm(noise)
     return updates(stage, batch, [scale * part for part in noise])
 
 
