@@ -5,8 +5,15 @@ import json
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
+
+try:
+    import matplotlib.pyplot as plt
+except ImportError:
+    if __name__ != "__main__":  # train.py does without the picture
+        raise
+    print("curves.py: expected matplotlib; pip install -r notebooks/requirements.txt", file=sys.stderr)
+    sys.exit(2)
 
 sys.path.insert(0, str(Path(__file__).parent))
 import draw as style

@@ -11,9 +11,14 @@ import math
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
-from PIL import Image
+
+try:
+    import matplotlib.pyplot as plt
+    from PIL import Image  # comes with matplotlib
+except ImportError:
+    print("film.py: expected matplotlib; pip install -r notebooks/requirements.txt", file=sys.stderr)
+    sys.exit(2)
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]

@@ -5,12 +5,14 @@ import dataclasses
 import os
 import pickle
 import re
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from conftest import builtin_reviews
+from conftest import ROOT, builtin_reviews
 from test_data import records_of, write_cifar, write_glue
 from test_train import SMALL, flags, small
 
@@ -373,6 +375,16 @@ def test_the_step_and_the_rates_of_a_loss_that_is_not_finite_are_named(capsys, t
         train.main(flags(**SMALL | {"out": tmp_path / "run", "finetune_lr": 1e30}))
     said = capsys.readouterr().err.splitlines()[-1]
     assert "'stage': 'teacher', 'step': 2" in said and "found nan" in said and "try a tenth of the rates" in said
+
+
+@pytest.mark.parametrize("script", ["curves.py", "film.py", "results/report.py"])
+def test_without_matplotlib_a_script_that_draws_says_so_in_one_line(script, tmp_path):
+    (tmp_path / "matplotlib.py").write_text("raise ImportError")
+    ran = subprocess.run(
+        [sys.executable, ROOT / "notebooks" / script], env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    name = script.split("/")[-1]
+    assert ran.returncode == 2 and ran.stderr == f"{name}: expected matplotlib; pip install -r notebooks/requirements.txt\n"
 
 
 @pytest.mark.parametrize("dev, quiz_size", [([("one", 1), ("two", 1)], 1), ([("one", 0)], 3), ([("one", 0), ("two", 1)], 2)])

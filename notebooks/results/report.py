@@ -8,8 +8,13 @@ import re
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
+
+try:
+    import matplotlib.pyplot as plt
+except ImportError:
+    print("report.py: expected matplotlib; pip install -r notebooks/requirements.txt", file=sys.stderr)
+    sys.exit(2)
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 import draw  # noqa: E402
