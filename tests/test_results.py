@@ -199,6 +199,9 @@ def test_what_the_page_says_without_a_number_is_so():
     assert np.mean(by_epoch, axis=0).argmax() == 0
     assert verdict("cifar", "plain", after, "plain", before) == "level"
     assert verdict("ideas", "own-job-1", student, "plain", kd) == "behind"  # "so it is not the default"
+    compressed = [(layers, student, layers, kd) for layers in ("3", "2", "1")] + [("3-1-kd", kd, "1", kd), ("3-1-metadistil", student, "1", student)]
+    compressed += [(row, student, "3", kd) for row in results.OWN_JOB] + [("mutual", student, "3", kd)]
+    assert {verdict("compression", *pair) for pair in compressed} == {"level"}  # "none of these rows shows a difference"
     trial = {w: report.scores("own-mrpc", f"trial-{w}", student, "dev").mean() for w in ("0.3", "1", "3")}
     assert max(trial, key=trial.get) == "1"
     shared = [(study, "learn-quiz", "plain") for study in ("reviews", "right", "own-mrpc")]
