@@ -2,7 +2,7 @@
 
 A task has four splits. `train` and `quiz` are carved out of the training file; neither shares an example with another
 split. `dev` selects; `test` is scored once. Only the labels of `train` can be noisy. Everything random is a function of
-a seed.
+a seed; beside it, as in default_rng([seed, 1]), stands a number for each purpose.
 """
 
 import collections
@@ -83,7 +83,12 @@ class Task(NamedTuple):
     dev: Split
     label_noise: float  # share of the labels of `train` that is wrong
     notes: list[str]
-    test: Split | None = None  # None, or without labels, where none are published; of MNLI dev_mismatched
+    test: Split | None = None  # None without a file; its labels None where none are published; of MNLI dev_mismatched
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of an example's texts, one or two; of pictures none."""
+        return TASKS[self.name].texts
 
 
 class Files(NamedTuple):
@@ -94,9 +99,9 @@ class Files(NamedTuple):
     label: str  # column
     labels: dict[str, str]  # as written in the file -> as printed; empty: scores from 0 to 5
     metrics: tuple[str, ...] = ("accuracy",)
-    names: tuple[str, ...] = ("train", "dev", "test")
-    header: tuple[str, ...] = ()  # names of the columns, where the files have no line for them
-    needed: tuple[str, ...] = ("train", "dev")  # files that must be there; without dev it is carved out of train
+    names: tuple[str, ...] = ("train", "dev", "test")  # of the files of train, dev and test
+    header: tuple[str, ...] = ()  # names of the columns, where a file has no line for them
+    needed: tuple[str, ...] = ("train", "dev")  # splits whose file must be there; a missing dev is carved out of train
 
 
 SENTENCES = ("sentence1", "sentence2")
@@ -256,7 +261,8 @@ def read_label(written, files: Files, where):
 
 def read_pictures(path: Path, split):
     """CIFAR-100's records: a coarse label, a fine label, 3 × 32 × 32 bytes. Raises InputError."""
-    record, most = 2 + 3 * 32 * 32, 10_000 if split == "test" else 50_000
+    record = 2 + 3 * 32 * 32
+    most = 10_000 if split == "test" else 50_000
     size = path.stat().st_size
     fits = 0 < size <= most * record and size % record == 0
     expected = f"whole records of {record:,} bytes, at most {most:,} of them"
@@ -295,8 +301,8 @@ def train_tokenizer(texts, vocab_size=8000):
     texts = [text if isinstance(text, str) else " ".join(text) for text in texts]
     tokenizer = BertWordPieceTokenizer()
     characters = {c for text in {*texts} for c in tokenizer.normalize(text) if not c.isspace()}
-    # Left to itself the trainer numbers the "##x" in the order of a hash table, another one each time. As special
-    # tokens they are numbered as they stand here.
+    # Left to itself the trainer numbers the "##x" otherwise each time, by a hash table. As special tokens they are
+    # numbered as they stand here.
     first = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] + ["##" + c for c in sorted(characters)]
     tokenizer.train_from_iterator(
         texts,
@@ -306,7 +312,7 @@ def train_tokenizer(texts, vocab_size=8000):
         special_tokens=first,
         show_progress=False,
     )
-    # Made again from its vocabulary, in which no "##x" is special.
+    # Made again from its vocabulary, so that no "##x" is special any more.
     return Tokenizer.from_str(BertWordPieceTokenizer(tokenizer.get_vocab()).to_str())
 
 

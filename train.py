@@ -1,8 +1,8 @@
 """The main job, `python train.py --task sst2`: train a teacher, then a student by each method, and print one table.
 
 Every student starts from the same weights and takes the same number of steps. METHODS says which labels it sees. A run
-is a list of stages: for each seed each teacher, then each method. What a stage gives depends on the configuration and
-the seed alone.
+is a list of stages: for each seed each teacher, then each method. What a stage gives depends on the configuration, the
+seed and the number of processes alone.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from data import InputError, expect
 PROGRAM = "train.py"  # in messages; a script that adds methods puts its own name here
 DEVICES = ["auto", "cpu"] + ["cuda"] * torch.cuda.is_available()
 # Under torchrun: which of how many processes this is. Each computes its own part of every batch. Each scores the
-# whole dev and test. The first alone writes files and prints; any of them may print why it stopped.
+# whole dev and test. The first alone writes files and prints.
 SEVERAL = "TORCHELASTIC_RUN_ID" in os.environ
 RANK, RANKS = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if SEVERAL else (0, 1)
 SHOW_SECONDS = 5  # between two lines of progress
@@ -109,13 +109,14 @@ class Config:
     device: str = option("auto: cuda where there is one", DEVICES, "auto")
     precision: str = option("of matrix products; auto: bf16 if in hardware", ["fp32", "bf16", "auto"], "fp32")
     out: str = option("the run's directory [a new one under runs/]")
-    log_every: int = option("steps between two lines of metrics.jsonl", COUNT, 50)
+    log_every: int = option("steps between two losses in metrics.jsonl", COUNT, 50)
     checkpoint_seconds: float = option("seconds between two checkpoints", NOT_NEGATIVE, 60.0)
 
     def load(self, seed: int):
         """The data.Task, split by the seed."""
-        sizes = {"quiz_size": self.quiz_size, "train_size": self.train_size, "label_noise": self.label_noise}
-        return data.load_task(self.task, self.data, seed=seed, **sizes)
+        return data.load_task(
+            self.task, self.data, self.quiz_size, seed, train_size=self.train_size, label_noise=self.label_noise
+        )
 
     def sources(self, seed: int) -> dict[str, str]:
         """{"student": preset or path, "teacher": ..., "teacher 2": ...}; "{seed}" in a path stands for the seed."""
@@ -155,7 +156,7 @@ DEFAULTS = {  # an entry for each kind of run, see kind_of_run
 
 def kind_of_run(config: Config, task: data.Task):
     """The entry of DEFAULTS: "pictures"; else "pretrained", if a network is a directory; else "builtin" or "files"."""
-    if not data.TASKS[task.name].texts:
+    if not task.columns:
         return "pictures"
     networks = f"{config.teacher},{config.student}".split(",")
     if any(source not in models.PRESETS and os.path.isdir(source.replace("{seed}", "0")) for source in networks):
@@ -216,7 +217,7 @@ def resolve(config: Config):
         config.device = DEVICES[-1]
     if config.precision == "auto":
         config.precision = "bf16" if bf16_in_hardware(config.device) else "fp32"
-    pictures = not data.TASKS[task.name].texts
+    pictures = not task.columns
     expect(not (pictures and config.noise), "--noise: expected a task of sentences")
     return config
 
@@ -233,8 +234,8 @@ def absolute(networks):
 
 
 def claim(config: Config):
-    """The run's directory: --out, or the first of runs/TASK-builtin, runs/TASK-builtin-2, ... without a run in it.
-    Making its seed0 claims it, so that of two runs at once one has it. Raises InputError."""
+    """The run's directory: --out, or the first of runs/TASK-files, runs/TASK-files-2, ... without a run in it; of the
+    reviews runs/sst2-builtin. Making its seed0 claims it, so that of two runs at once one has it. Raises InputError."""
     base = config.out or f"runs/{config.task}-{'builtin' if config.data == data.BUILTIN else 'files'}"
     for n in itertools.count(1):
         out = base if n == 1 else f"{base}-{n}"
@@ -266,8 +267,8 @@ def bf16_in_hardware(device):
 class Method(NamedTuple):
     """What makes a method. A script adds one by `METHODS["name"] = Method(...)`."""
 
-    # "none"; "fixed": it does not change; "learning": after the epochs of labels alone, every `meta_every`-th step is
-    # `step`, in which it learns, and the steps between are distil_step.
+    # "none": there is no teacher. "fixed": it does not change. "learning": at every `meta_every`-th step after the
+    # warm-up, `step` is taken, in which the teacher learns; at the others distil_step.
     teacher: str
     quiz_labels: bool  # does the student train on the quiz's labels, too?
     # loss(stage) gives L_S, a function (student_outputs, teacher_outputs, labels) -> scalar. Its teacher_outputs are
@@ -404,8 +405,8 @@ def own_part(rows):
 
 
 class Reader(nn.Module):
-    """A network that takes, of a batch {role: inputs}, the inputs in the ids of its own tokeniser; its matrix products
-    are in bfloat16 if the run says so."""
+    """A network that picks its role's inputs of a batch {role: inputs}: they are in the ids of its own tokeniser. Its
+    matrix products are in bfloat16 if the run says so."""
 
     def __init__(self, network: nn.Module, role, device, precision):
         super().__init__()
@@ -483,10 +484,9 @@ class Seed:
             self.tokenizers[role] = tokenizer
             self.encoded[role] = {name: encode(tokenizer, split, config.device, longest) for name, split in own.items()}
 
-    @property
-    def folder(self):
-        """Where its networks are saved."""
-        return Path(self.config.out, f"seed{self.seed}")
+    def file(self, title):
+        """Where the network of that title is saved."""
+        return Path(self.config.out, f"seed{self.seed}", title.replace(" ", "-") + ".pt")
 
     @functools.cached_property
     def own_tokenizer(self):
@@ -500,7 +500,7 @@ class Seed:
         if not shape:
             network, saved = models.read_saved(source)
             shape = network.config
-        reads = "sentences" if data.TASKS[self.task.name].texts else "pictures"
+        reads = "sentences" if self.task.columns else "pictures"
         expect(models.KINDS[models.kind_of(shape)].reads == reads, f"{source}: expected a network that reads {reads}")
         if source.endswith(".pt"):
             suits = saved["labels"] == self.task.label_names
@@ -510,11 +510,11 @@ class Seed:
         return shape, tokenizer_in(saved, shape, source) if saved else self.own_tokenizer
 
     def network(self, role, saved=""):
-        """The role's network in a Reader: the same initial weights always, or as a stage saved it."""
+        """The role's network in a Reader: the same initial weights always, or as a stage saved it, under that title."""
         source, config = self.sources[role], self.config
         shape, tokenizer = self.origins[source]
         if saved:
-            network, _ = models.read_saved(self.folder / f"{saved}.pt")
+            network, _ = models.read_saved(self.file(saved))
         else:
             trained = None if source in models.PRESETS else models.read_saved(source)
             changes = {"num_labels": self.task.num_labels, "dropout": config.dropout}
@@ -541,8 +541,8 @@ class Seed:
         return inputs, labels
 
     def quiz(self, step):
-        """The quiz batch of a step, as many examples of each class: ([{role: inputs}, ...], labels (B,)). If one long
-        sentence would pad all others, they come in parts, by length."""
+        """The quiz batch of a step, as many examples of each class: ([{role: inputs}, ...], labels (B,)). It comes in
+        parts, by length, where the longest sentence, to which the others are padded, is twice the mean or more."""
         both = self.encoded["student"]["train+quiz"]
         n = len(self.task.train)
         rows = own_part(n + data.sample_quiz(both.labels[n:], self.config.quiz_batch_size, self.seed, step))
@@ -587,7 +587,7 @@ class Stage:
             self.learners = {f"student {name}": self.student}
             if self.method.teacher != "none":
                 self.add_teachers()
-        else:
+        else:  # a teacher learns as by finetune, at a rate of its own; one in a .pt has learnt already
             self.method, self.rate = METHODS["finetune"], config.finetune_lr
             ready = context.sources[name].endswith(".pt")
             epochs, warmup_epochs = 0 if ready else config.teacher_epochs, 0
@@ -600,12 +600,10 @@ class Stage:
     def add_teachers(self):
         """The teachers, as their own training left them, and their optimiser if they learn."""
         _, *roles = self.context.sources  # but for the student
-        for role in roles:
-            teacher = self.context.network(role, saved=f"{role}-before".replace(" ", "-"))
-            self.teachers.append(teacher)
-            if self.method.teacher == "learning":
-                self.learners[f"{role} after {self.name}"] = teacher
+        self.teachers = [self.context.network(role, saved=f"{role} before") for role in roles]
         if self.method.teacher == "learning":
+            for role, teacher in zip(roles, self.teachers):
+                self.learners[f"{role} after {self.name}"] = teacher
             theta_T = nn.ModuleList(self.teachers).parameters()
             self.teacher_optimizer = OPTIMIZERS[self.config.teacher_optimizer](theta_T, lr=0.0)
 
@@ -650,12 +648,11 @@ class Stage:
         batch, draw_quiz = self.batch(k), functools.partial(self.context.quiz, k)
         if since_warmup < 0:  # the student learns from labels alone
             return metadistil.real_update(self.student, [], batch, self.student_optimizer, self.loss)
-        if self.method.teacher != "learning":
-            return self.method.step(self, batch, draw_quiz, log)
-        if since_warmup % config.meta_every:  # the teacher stays as it is
-            return distil_step(self, batch, draw_quiz, log)
-        share = SCHEDULES[config.teacher_schedule](since_warmup, self.total - self.warmup_steps)
-        set_rate(self.teacher_optimizer, config.teacher_lr * share)
+        if self.method.teacher == "learning":
+            if since_warmup % config.meta_every:  # the teacher stays as it is
+                return distil_step(self, batch, draw_quiz, log)
+            share = SCHEDULES[config.teacher_schedule](since_warmup, self.total - self.warmup_steps)
+            set_rate(self.teacher_optimizer, config.teacher_lr * share)
         return self.method.step(self, batch, draw_quiz, log)
 
 
@@ -668,7 +665,7 @@ def set_rate(optimizer, rate):
 def take(context: Seed, name, journal):
     """Take the stage's steps, from the checkpoint if it was under way; log, score dev after each epoch, save."""
     config, stage = context.config, Stage(context, name)
-    for learner in stage.learners.values():  # a network that cannot be saved fails here, not after its training
+    for learner in stage.learners.values():  # what could not be read again fails here, not after its training
         check_round_trip(learner.network)
     torch.manual_seed(1000 + context.seed + 10**6 * RANK)  # for dropout
     state = {"step": 0, "seconds": 0.0, "by_epoch": {title: [] for title in stage.learners}}
@@ -677,10 +674,10 @@ def take(context: Seed, name, journal):
         stage.restore(state)
     noted, last_saved, last_shown = {}, time.monotonic(), -np.inf  # noted: for the line of progress
     for k in range(state["step"], stage.total):
-        started = time.perf_counter()
+        started, last = time.perf_counter(), k + 1 == stage.total
         # Counted from the end of the warm-up, so that steps at which the teacher learns are among those logged.
         due = (k - stage.warmup_steps) % config.log_every == 0
-        log = {} if due or k + 1 == stage.total else None
+        log = {} if due or last else None
         loss = stage.step(k, log).item()
         entry = {"seed": context.seed, "stage": name, "step": k + 1}
         expect(np.isfinite(loss), f"{entry}: expected a finite loss, found {loss}; try a tenth of the rates")
@@ -697,7 +694,7 @@ def take(context: Seed, name, journal):
                 on_dev = next(iter(found.values()))
                 state["by_epoch"][title].append(on_dev)
                 noted[stage.learners[title].role] = on_dev
-        now, last = time.monotonic(), k + 1 == stage.total
+        now = time.monotonic()
         if last or now - last_shown >= SHOW_SECONDS:
             show(f"seed {context.seed} {name}", stage.total, state, noted)
             last_shown = now
@@ -713,8 +710,8 @@ def finish(stage: Stage, journal, state):
     for title, learner in stage.learners.items():
         tokenizer = context.tokenizers[learner.role]
         whole = models.to_save(learner.network, tokenizer.to_str() if tokenizer else None, task.label_names)
-        whole |= {"title": title, "columns": data.TASKS[task.name].texts}
-        write_whole(context.folder / f"{title.replace(' ', '-')}.pt", whole)
+        whole |= {"title": title, "columns": task.columns}
+        write_whole(context.file(title), whole)
         scores = context.scores(learner, "dev", "test")
         metric, score = next(iter(scores.items()))
         chance = score_of_one_answer(task)
@@ -740,15 +737,9 @@ def score_of_one_answer(task: data.Task):
 
 
 def check_round_trip(network: nn.Module):
-    """Raise InputError if the network, saved and read again, would not be the same kind of network."""
-    kind = models.KINDS[models.kind_of(network.config)]
-    config = kind.config(**dataclasses.asdict(network.config))
-
-    def weights(of):
-        return [(name, weight.shape) for name, weight in of.state_dict().items()]
-
-    same = weights(network) == weights(models.build(config))
-    expect(same, f"{kind.network.__name__}: its configuration does not describe it")
+    """Raise CheckpointError if a network built from this one's configuration cannot take its weights."""
+    with models.expecting(f"{type(network).__name__}: expected a configuration that describes it"):
+        models.build(network.config).load_state_dict(network.state_dict())
 
 
 def show(what, total, state, noted):
@@ -918,7 +909,7 @@ def layout(rows, width=np.inf):
 
 
 def what_next(config: Config, task: data.Task, results):
-    """What the table shows, in one sentence, and two commands to go on with."""
+    """What the table shows, and commands to go on with."""
     main, said = main_score(task, results), []
     for title, pair in compared(results, main).items():
         if title.startswith("student"):
@@ -927,7 +918,7 @@ def what_next(config: Config, task: data.Task, results):
     found = f"Compared with kd, {main}: {'; '.join(said) or 'nothing in this run'}.\n"
     if config.seeds == 1:
         found += "One seed decides little; with --seeds 5 there are intervals.\n"
-    texts = len(data.TASKS[task.name].texts)
+    texts = len(task.columns)
     example = ' "NLP is fun."' if texts == 1 else "  # then, line by line: a sentence, a tab, a sentence"
     ask = f"Ask the models:  python train.py --out {config.out} --predict{example}\n" if texts else ""
     return f"{found}{ask}See their page:  python notebooks/demo.py {config.out}"
@@ -978,13 +969,14 @@ def run(config: Config, journal: dict | None = None) -> Run:
         command = "the same torchrun, with" if SEVERAL else f"python {PROGRAM}"
         raise KeyboardInterrupt(f"stopped; to go on: {command} --resume {out}") from None
     rows, notes = table(config, task, journal["results"])
-    text = layout(rows) + notes
-    write_whole(out / "table.md", text)
-    shown = layout(rows, shutil.get_terminal_size().columns) if sys.stdout.isatty() else layout(rows)
-    if shown != layout(rows):
+    shown = whole = layout(rows)
+    write_whole(out / "table.md", whole + notes)
+    if sys.stdout.isatty():
+        shown = layout(rows, shutil.get_terminal_size().columns)
+    if shown != whole:
         shown += f"(The whole table: {out}/table.md)\n"
     print(f"\n{shown}{notes}\n{what_next(config, task, journal['results'])}")
-    return Run(config, out, journal["results"], text)
+    return Run(config, out, journal["results"], whole + notes)
 
 
 def introduce(config: Config, task: data.Task):
@@ -993,8 +985,8 @@ def introduce(config: Config, task: data.Task):
     for note in task.notes:
         print(f"note: {note}")
     if config.precision == "bf16" and not bf16_in_hardware(config.device):
-        print("note: this processor has no bfloat16; expect 10 times the usual time, or take --precision auto")
-    if SEVERAL and not data.TASKS[task.name].texts:
+        print("note: this processor has no bfloat16; expect 10 to 17 times the usual time, or take --precision auto")
+    if SEVERAL and not task.columns:
         print("note: while pictures are trained, BatchNorm takes the statistics of each process's own part of a batch")
     how = f"{config.device}, {RANKS} process(es) of {torch.get_num_threads()} threads, {config.precision}"
     print(f"{how}; everything is written to {config.out}/")
@@ -1006,9 +998,9 @@ def check_layers(config: Config, context: Seed):
     student, *teachers = [context.network(role).network.config for role in context.sources]
     if config.beta is not None:  # a method of the run uses it
         encoders = all(isinstance(shape, models.EncoderConfig) for shape in [student, *teachers])
-        fits = encoders and student.layers >= 2
-        for teacher in teachers if encoders else []:
-            fits = fits and teacher.hidden == student.hidden and teacher.layers >= student.layers
+        fits = encoders and all(
+            teacher.hidden == student.hidden and teacher.layers >= student.layers >= 2 for teacher in teachers
+        )
         expect(fits, "pkd: expected a student of 2 layers or more, as wide as its teacher and no deeper")
 
 

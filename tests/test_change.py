@@ -108,7 +108,7 @@ def test_a_network_that_its_configuration_does_not_describe_fails_before_its_tra
 
     monkeypatch.setitem(models.KINDS, "bag", models.Kind(Grown, BagConfig, "sentences"))
     monkeypatch.setitem(models.PRESETS, "bag", BagConfig())
-    with pytest.raises(train.InputError, match="does not describe it"):
+    with pytest.raises(models.CheckpointError, match="Grown: expected a configuration that describes it"):
         train.run(small(tmp_path / "run", teacher="bag", methods="kd"))
 
 

@@ -520,7 +520,7 @@ def test_pkd_matches_hidden_states_alone_and_inside_metadistil(checkpoints, tmp_
     settings = {"teacher": checkpoints[0], "student": checkpoints[0], "student_layers": kept}
     context = train.Seed(train.resolve(small(tmp_path, **settings, methods="pkd,metadistil-pkd", beta=1000.0)), 0)
     teacher = context.network("teacher").network
-    train.write_whole(context.folder / "teacher-before.pt", models.to_save(teacher, labels=None, tokenizer=None))
+    train.write_whole(context.file("teacher before"), models.to_save(teacher, labels=None, tokenizer=None))
     for name, other in (("pkd", "kd"), ("metadistil-pkd", "metadistil")):
         losses, states = {}, {}
         for method in (name, other):
