@@ -144,11 +144,10 @@ class Encoder(nn.Module):
             states = states + self.types(types)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         mask = mask.bool()[:, None, None, :]  # (B, 1, 1, T)
-        states = self.dropout(self.norm(states))
-        first_token = [states[:, 0]]  # [CLS], (B, D) each: of the embeddings, then of each layer's output
+        layers = [self.dropout(self.norm(states))]  # (B, T, D): the embeddings, then each layer's output
         for block in self.blocks:
-            states = block(states, mask)  # (B, T, D)
-            first_token.append(states[:, 0])
+            layers.append(block(layers[-1], mask))
+        first_token = [states[:, 0] for states in layers]  # [CLS], (B, D) each
         activation = getattr(torch, self.config.pooler)
         pooled = activation(self.pooler(first_token[-1]))  # (B, D)
         logits = self.classifier(self.dropout(pooled))
