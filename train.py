@@ -1061,6 +1061,7 @@ def load_all(out) -> dict[str, Trained]:
 
 def print_predictions(out, sentences):
     """Print for each sentence, or pair with a tab between, what each network of seed 0 says, and how sure it is."""
+    expect(out, "--predict: expected --out with the directory of a run")
     trained = load_all(out)
     expect(all(network.columns for network in trained.values()), f"{out}: expected a network that reads sentences")
     for line in sentences:
@@ -1106,8 +1107,7 @@ def main(arguments: list[str] | None = None):
         given = parse(arguments)
         if "predict" in given:
             sentences = sys.stdin if given["predict"] is None else [given["predict"]]
-            expect({*given} == {"predict", "out"}, "--predict: expected --out with the directory of a run, and no more")
-            return print_predictions(given["out"], sentences)
+            return print_predictions(given.get("out", ""), sentences)
         if "resume" in given:
             expect(len(given) == 1, f"--resume {given['resume']}: expected no other flag, the run has its own")
             out = run(*read_journal(given["resume"])).out

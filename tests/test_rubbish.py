@@ -315,7 +315,6 @@ def test_damaged_networks_predict_nothing(how, finished, capsys, tmp_path):
 
 def test_predictions_need_a_run_and_a_list(finished, capsys, tmp_path):
     assert "--predict: expected --out" in refused(capsys, ["--predict", "A film."])
-    assert "and no more" in refused(capsys, ["--predict", "A film.", "--out", tmp_path, "--seeds", "2"])
     assert f"{tmp_path}: expected a run" in refused(capsys, ["--predict", "A film.", "--out", tmp_path])
     with pytest.raises(data.InputError, match="expected a list of sentences"):
         finished.models["student kd"].predict("A film.")
