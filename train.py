@@ -737,9 +737,11 @@ def score_of_one_answer(task: data.Task):
 
 
 def check_round_trip(network: nn.Module):
-    """Raise CheckpointError if a network built from this one's configuration cannot take its weights."""
+    """Raise CheckpointError if the network could not be built again from what a file would hold of it."""
     with models.expecting(f"{type(network).__name__}: expected a configuration that describes it"):
-        models.build(network.config).load_state_dict(network.state_dict())
+        saved = models.to_save(network)
+        config = models.KINDS[saved["kind"]].config(**saved["config"])
+        models.build(config).load_state_dict(saved["weights"])
 
 
 def show(what, total, state, noted):
