@@ -110,7 +110,7 @@ GRAMMAR = {"0": "unacceptable", "1": "acceptable"}
 SAME = {"0": "different", "1": "same"}
 FOLLOWS = {"entailment": "entailment", "not_entailment": "not entailment"}
 MNLI = {name: name for name in ("contradiction", "entailment", "neutral")}
-CLASSES = {name: name for name in (f"class {n}" for n in range(100))}
+CLASSES = {f"class {n}": f"class {n}" for n in range(100)}
 F1 = ("f1", "accuracy")
 COLA_HEADER = ("source", "label", "mark", "sentence")
 MNLI_FILES = ("train", "dev_matched", "dev_mismatched")
@@ -164,9 +164,8 @@ def load_task(name, data=DEFAULT_DATA, quiz_size=None, seed=0, *, train_size=Non
             f"the quiz has no example of {len(missing)} of {len(labels)} classes, such as {labels[missing[0]]!r}"
         )
     train.labels = flip_labels(train.labels, label_noise, len(labels), seed)
-    num_labels = len(labels) or 1
     return Task(
-        name, data, labels, num_labels, files.metrics, train, quiz, **splits, label_noise=label_noise, notes=notes
+        name, data, labels, len(labels) or 1, files.metrics, train, quiz, **splits, label_noise=label_noise, notes=notes
     )
 
 
@@ -177,7 +176,7 @@ def read_files(files: Files, folder: Path, task):
     for split, name in zip(("train", "dev", "test"), files.names):
         path = folder / f"{name}.{ending}"
         if path.is_file():
-            splits[split] = read_glue(path, files, split) if files.texts else read_pictures(path, split)
+            splits[split] = read_glue(path, files, split) if files.texts else read_pictures(path)
         elif split in files.needed:
             get = f"python notebooks/fetch.py {task}"
             get += "" if files.texts else ", or draw pictures: python notebooks/pictures.py"
@@ -195,9 +194,9 @@ def carve(train: Split, quiz_size, train_size, seed):
     order = rng.permutation(len(train))
     quiz_rows = order[once[order]][:quiz_size]
     rest = order[~np.isin(order, quiz_rows)]
-    size = len(rest) if train_size is None else train_size
-    expect(0 < size <= len(rest), f"--train-size {size}: expected 1 to {len(rest)}, what the quiz leaves")
-    return train[rest[:size]], train[quiz_rows]
+    fits = train_size is None or 0 < train_size <= len(rest)
+    expect(fits, f"--train-size {train_size}: expected 1 to {len(rest)}, what the quiz leaves")
+    return train[rest[:train_size]], train[quiz_rows]
 
 
 def flip_labels(labels, share, num_labels, seed):
@@ -235,7 +234,7 @@ def read_glue(path: Path, files: Files, split):
     labelled = split != "test" or files.label in header
     for column in [*files.texts, files.label] if labelled else files.texts:
         expect(column in header, f"{path}:1: expected a column {column!r}, found {' '.join(header)[:80]!r}")
-    texts, labels = [], []
+    texts, labels, known = [], [], [*files.labels]
     for number, row in enumerate(rows, first_line):
         if row != [""]:
             where, cells = f"{path}:{number}", dict(zip(header, row))
@@ -243,36 +242,27 @@ def read_glue(path: Path, files: Files, split):
             text = tuple(cells[column] for column in files.texts)
             texts.append(text if len(text) > 1 else text[0])
             if labelled:
-                labels.append(read_label(cells[files.label], files, where))
+                written = cells[files.label]
+                is_score = not known and re.fullmatch(r"[0-4](\.\d+)?|5(\.0+)?", written)
+                expected = f"a label of {', '.join(known)}" if known else "a score from 0 to 5"
+                expect(is_score or written in known, f"{where}: expected {expected}, found {written!r}")
+                labels.append(known.index(written) if known else float(written))
     expect(any(map(any, texts)), f"{path}: expected a header and at least one sentence, found none")
     kind = np.int64 if files.labels else np.float32
     return Split(np.fromiter(texts, object), np.array(labels, kind) if labelled else None)
 
 
-def read_label(written, files: Files, where):
-    """The number of a class, or the score of a regression. Raises InputError."""
-    if files.labels:
-        expect(written in files.labels, f"{where}: expected a label of {', '.join(files.labels)}, found {written!r}")
-        return [*files.labels].index(written)
-    is_score = re.fullmatch(r"[0-4](\.\d+)?|5(\.0+)?", written)
-    expect(is_score, f"{where}: expected a score from 0 to 5, found {written!r}")
-    return float(written)
-
-
-def read_pictures(path: Path, split):
+def read_pictures(path: Path):
     """CIFAR-100's records: a coarse label, a fine label, 3 × 32 × 32 bytes. Raises InputError."""
     record = 2 + 3 * 32 * 32
-    most = 10_000 if split == "test" else 50_000
     size = path.stat().st_size
-    fits = 0 < size <= most * record and size % record == 0
-    expected = f"whole records of {record:,} bytes, at most {most:,} of them"
-    expect(fits, f"{path}: expected {expected}, found {size:,} bytes")
+    expect(size and size % record == 0, f"{path}: expected whole records of {record:,} bytes, found {size:,} bytes")
     records = np.fromfile(path, np.uint8).reshape(-1, record)
-    for labels, highest in ((records[:, 0], 19), (records[:, 1], 99)):
-        found, where = labels.max(), f"{path}: record {labels.argmax() + 1:,}"
-        expect(found <= highest, f"{where}: expected a label of at most {highest}, found {found}")
-    pixels = records[:, 2:].reshape(-1, 3, 32, 32)
-    return Split(pixels, records[:, 1].astype(np.int64))
+    wrong = (records[:, :2] > (19, 99)).any(axis=1)
+    first = wrong.argmax()
+    found = f"found {records[first, 0]} and {records[first, 1]}"
+    expect(not wrong.any(), f"{path}: record {first + 1:,}: expected labels of at most 19 and 99, {found}")
+    return Split(records[:, 2:].reshape(-1, 3, 32, 32), records[:, 1].astype(np.int64))
 
 
 def add_noise(text, p, rng=np.random.default_rng()):  # noqa: B008
@@ -291,8 +281,7 @@ def noisy(split: Split, p, seed):
     """The split with word noise in all its texts, a function of the seed."""
     rng = np.random.default_rng([seed, 6])
     texts = (add_noise(text, p, rng) for text in split.texts)
-    examples = np.fromiter(texts, object)
-    return Split(examples, split.labels)
+    return Split(np.fromiter(texts, object), split.labels)
 
 
 def train_tokenizer(texts, vocab_size=8000):
@@ -303,7 +292,7 @@ def train_tokenizer(texts, vocab_size=8000):
     characters = {c for text in {*texts} for c in tokenizer.normalize(text) if not c.isspace()}
     # Left to itself the trainer numbers the "##x" otherwise each time, by a hash table. As special tokens they are
     # numbered as they stand here.
-    first = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] + ["##" + c for c in sorted(characters)]
+    first = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] + [f"##{c}" for c in sorted(characters)]
     tokenizer.train_from_iterator(
         texts,
         vocab_size,
@@ -332,7 +321,11 @@ class Encoded:
         inputs = {name: whole[where] for name, whole in self.inputs.items()}
         labels = torch.from_numpy(self.labels[rows]).to(device)
         if "images" in inputs:
-            return {"images": normalised(inputs["images"], crop_seed)}, labels
+            images = inputs["images"]
+            if crop_seed is not None:
+                images = crop_and_mirror(images, crop_seed)
+            mean, deviation = torch.tensor(PIXELS, device=device)[:, :, None, None]  # (3, 1, 1) each
+            return {"images": (images / 255 - mean) / deviation}, labels
         lengths = self.lengths[rows]
         longest = lengths.max()
         inputs = {name: ids[:, :longest] for name, ids in inputs.items()}
@@ -340,49 +333,33 @@ class Encoded:
         return inputs | {"attention_mask": torch.from_numpy(real).to(device)}, labels
 
 
-def normalised(images, crop_seed):
-    """Bytes (B, 3, 32, 32) -> mean 0 and deviation 1 over all of CIFAR-100; with a seed, cropped and mirrored."""
-    if crop_seed is not None:
-        images = crop_and_mirror(images, crop_seed)
-    mean, deviation = torch.tensor(PIXELS, device=images.device)[:, :, None, None]  # (3, 1, 1) each
-    return (images / 255 - mean) / deviation
-
-
 def crop_and_mirror(images, seed):
     """(B, 3, 32, 32) -> the same: each in a frame of 4 black pixels, a random window cut out, mirrored or not."""
     draws = np.random.default_rng(seed).integers(0, (9, 9, 2), (len(images), 3))
     cut = []
     for framed, (top, left, mirrored) in zip(F.pad(images, (4, 4, 4, 4)), draws.tolist()):
-        below, right = top + 32, left + 32
-        picture = framed[:, top:below, left:right]
-        if mirrored:
-            picture = picture.flip(2)
-        cut.append(picture)
+        picture = framed[:, top : top + 32, left : left + 32]
+        cut.append(picture.flip(2) if mirrored else picture)
     return torch.stack(cut)
 
 
-def encode(tokenizer, split: Split, device="cpu", max_length=MAX_LENGTH):
-    """The split in the tokeniser's ids, cut to max_length; without a tokeniser, pictures. Labels it lacks are 0."""
+def encode(tokenizer, split: Split, device="cpu", max_tokens=MAX_LENGTH):
+    """The split in the tokeniser's ids, cut to max_tokens; without a tokeniser, pictures. Labels it lacks are 0."""
     N = len(split)
     labels = np.zeros(N, int) if split.labels is None else split.labels
     inputs, lengths = {"images": split.examples}, np.ones(N, int)
     if tokenizer is not None:
-        inputs, lengths = read_tokens(tokenizer, split.texts, max_length)
+        texts, longest = split.texts, min(max_tokens, MAX_LENGTH)
+        tokenizer.enable_truncation(longest)
+        tokenizer.no_padding()
+        ids, types = np.zeros((2, N, longest), np.int32)
+        for first in range(0, N, 10_000):  # an encoding holds much more than its ids
+            for n, one in enumerate(tokenizer.encode_batch_fast(texts[first : first + 10_000]), first):
+                lengths[n] = length = len(one)
+                ids[n, :length], types[n, :length] = one.ids, one.type_ids
+        inputs = {"input_ids": ids, "token_type_ids": types}
     inputs = {name: torch.from_numpy(whole).to(device) for name, whole in inputs.items()}
     return Encoded(inputs, lengths, labels)
-
-
-def read_tokens(tokenizer: Tokenizer, texts, max_length):
-    """({"input_ids": (N, T), "token_type_ids": (N, T)}, padded by 0, lengths (N,))."""
-    tokenizer.enable_truncation(max_length)
-    tokenizer.no_padding()
-    ids, types = np.zeros((2, len(texts), max_length), np.int32)
-    lengths = np.zeros(len(texts), int)
-    for first in range(0, len(texts), 10_000):  # an encoding holds much more than its ids
-        for n, one in enumerate(tokenizer.encode_batch_fast(texts[first : first + 10_000]), first):
-            length = len(one)
-            ids[n, :length], types[n, :length], lengths[n] = one.ids, one.type_ids, length
-    return {"input_ids": ids, "token_type_ids": types}, lengths
 
 
 def batches_of(lengths, batch_size, seed, epoch):
@@ -397,10 +374,8 @@ def batches_of(lengths, batch_size, seed, epoch):
 
 
 def sample_quiz(labels, size, seed, step):
-    """Rows of a quiz batch, drawn evenly over the classes there are; with repetition where a class runs short."""
+    """Rows of a quiz batch, drawn evenly over the labels there are; with repetition where a label runs short."""
     rng = np.random.default_rng([seed, 5, step])
-    if labels.dtype.kind == "f":
-        labels = np.zeros(len(labels))  # a regression has no classes
     classes = rng.permutation(np.unique(labels))
     drawn = []
     for label, share in zip(classes, np.array_split(np.arange(size), len(classes))):

@@ -384,7 +384,7 @@ def record(trace, **values):
     for name, value in values.items():
         trace[name] = each_tensor(lambda tensor: tensor.detach().clone(), value)
         if isinstance(value, dict):
-            trace[name + "_norms"] = {part: tensor.detach().norm().item() for part, tensor in value.items()}
+            trace[f"{name}_norms"] = {part: tensor.detach().norm().item() for part, tensor in value.items()}
 
 
 # ---- One step worked out

@@ -1,4 +1,4 @@
-"""The main job, `python train.py --task sst2`: train a teacher, then a student by each method, and print one table.
+"""The main job, `python train.py --task sst2`: train a teacher, then a student by each method; print what came of it.
 
 Every student starts from the same weights and takes the same number of steps. METHODS says which labels it sees. A run
 is a list of stages: for each seed each teacher, then each method. What a stage gives depends on the configuration, the
@@ -14,7 +14,6 @@ import json
 import os
 import re
 import runpy
-import shutil
 import signal
 import sys
 import time
@@ -38,7 +37,7 @@ DEVICES = ["auto", "cpu"] + ["cuda"] * torch.cuda.is_available()
 SEVERAL = "TORCHELASTIC_RUN_ID" in os.environ
 RANK, RANKS = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if SEVERAL else (0, 1)
 SHOW_SECONDS = 5  # between two lines of progress
-RANDOM = [torch.random, torch.cuda] if torch.cuda.is_available() else [torch.random]  # what dropout is drawn from
+RANDOM = [torch.random] + [torch.cuda] * torch.cuda.is_available()  # what dropout is drawn from
 
 COUNT, NOT_NEGATIVE, POSITIVE, SHARE = (1, 1e9), (0, 1e30), (1e-30, 1e30), (0, 1)  # what a number may be, ends included
 OPTIMIZERS = {
@@ -63,10 +62,14 @@ def falls(step, total):
 SCHEDULES = {"linear": linear, "falls": falls}  # (step, total) -> share of the rate
 
 
-def option(help, valid=None, default=None, used_by="always"):
-    """A field of Config. valid: a range, or a list of words.
-    used_by: which methods use it, a key of the dict in `is_used`. If a run has none of them, the flag is refused."""
+def option(help, valid=None, default=None, used_by=lambda method: True):
+    """A field of Config. valid: a range, or a list of words. used_by: whether a method uses it. If no method of a run
+    does, the flag is refused."""
     return dataclasses.field(default=default, metadata={"help": help, "valid": valid, "used_by": used_by})
+
+
+kd_option = functools.partial(option, used_by=lambda method: method.teacher != "none")
+meta_option = functools.partial(option, used_by=lambda method: method.teacher == "learning")
 
 
 @dataclasses.dataclass
@@ -92,19 +95,19 @@ class Config:
     student_lr: float = option("rate of the students", POSITIVE)
     optimizer: str = option("of students, and of the teacher's own training", OPTIMIZERS)
     schedule: str = option("of their rates", SCHEDULES)
-    alpha: float = option("α, weight of the soft term", SHARE, used_by="teacher")
-    temperature: float = option("T, the logits' divisor", POSITIVE, used_by="teacher")
-    beta: float = option("β, the weight of the hidden states in pkd", NOT_NEGATIVE, used_by="pkd")
-    pilot_lr: float = option("λ, rate of the pilot update", POSITIVE, used_by="learning")
-    teacher_lr: float = option("μ, rate of the meta update, while it teaches", NOT_NEGATIVE, used_by="learning")
-    teacher_optimizer: str = option("of the meta update", OPTIMIZERS, used_by="learning")
-    teacher_schedule: str = option("of its rate", SCHEDULES, used_by="learning")
-    teacher_clip: float = option("cut the meta-gradient to that length [no]", POSITIVE, used_by="learning")
-    quiz_batch_size: int = option("quiz examples a step, as many of each class", COUNT, used_by="learning")
-    meta_grad: str = option("way to the meta-gradient", [*metadistil.MODES], used_by="learning")
-    micro_batch: int = option("examples at a time in the teacher's backward pass [all]", COUNT, used_by="learning")
-    meta_every: int = option("the teacher learns at every K-th step", COUNT, used_by="learning")
-    learn_quiz: bool = option("students train on the quiz's labels, too", None, False, used_by="learning")
+    alpha: float = kd_option("α, weight of the soft term", SHARE)
+    temperature: float = kd_option("T, the logits' divisor", POSITIVE)
+    beta: float = option("β, weight of pkd's states", NOT_NEGATIVE, used_by=lambda method: method.loss is patient_loss)
+    pilot_lr: float = meta_option("λ, rate of the pilot update", POSITIVE)
+    teacher_lr: float = meta_option("μ, rate of the meta update, while it teaches", NOT_NEGATIVE)
+    teacher_optimizer: str = meta_option("of the meta update", OPTIMIZERS)
+    teacher_schedule: str = meta_option("of its rate", SCHEDULES)
+    teacher_clip: float = meta_option("cut the meta-gradient to that length [no]", POSITIVE)
+    quiz_batch_size: int = meta_option("quiz examples a step, as many of each class", COUNT)
+    meta_grad: str = meta_option("way to the meta-gradient", [*metadistil.MODES])
+    micro_batch: int = meta_option("examples at a time in the teacher's backward pass [all]", COUNT)
+    meta_every: int = meta_option("the teacher learns at every K-th step", COUNT)
+    learn_quiz: bool = meta_option("students train on the quiz's labels, too", None, False)
     seeds: int = option("do everything with seeds 0 to N-1", COUNT, 1)
     device: str = option("auto: cuda where there is one", DEVICES, "auto")
     precision: str = option("of matrix products; auto: bf16 if in hardware", ["fp32", "bf16", "auto"], "fp32")
@@ -121,10 +124,8 @@ class Config:
     def sources(self, seed: int) -> dict[str, str]:
         """{"student": preset or path, "teacher": ..., "teacher 2": ...}; "{seed}" in a path stands for the seed."""
         networks = f"{self.student},{self.teacher}".replace("{seed}", str(seed)).split(",")
-        roles = ["student", "teacher"]
-        for n in range(2, len(networks)):
-            roles.append(f"teacher {n}")
-        return dict(zip(roles, networks))
+        others = [f"teacher {n}" for n in range(2, len(networks))]
+        return dict(zip(["student", "teacher", *others], networks))
 
 
 BASE = {  # of a run on a task's files; what another kind does not name, it takes from here
@@ -166,14 +167,7 @@ def kind_of_run(config: Config, task: data.Task):
 
 def is_used(config: Config, field):
     """Whether a method of the run uses the field."""
-    methods = [METHODS[name] for name in config.methods.split(",")]
-    by = {
-        "always": True,
-        "teacher": any(method.teacher != "none" for method in methods),
-        "learning": any(method.teacher == "learning" for method in methods),
-        "pkd": any(method.loss is patient_loss for method in methods),
-    }
-    return by[field.metadata["used_by"]]
+    return any(field.metadata["used_by"](METHODS[name]) for name in config.methods.split(","))
 
 
 def check(config: Config):
@@ -203,22 +197,19 @@ def resolve(config: Config):
     config = dataclasses.replace(config)
     check(config)
     task = config.load(0)
-    defaults = DEFAULTS[kind_of_run(config, task)]
-    defaults = defaults | {"quiz_size": len(task.quiz), "label_noise": task.label_noise}
+    defaults = DEFAULTS[kind_of_run(config, task)] | {"quiz_size": len(task.quiz), "label_noise": task.label_noise}
     for field in dataclasses.fields(config):
         if getattr(config, field.name) is None and field.name in defaults and is_used(config, field):
             setattr(config, field.name, defaults[field.name])
-    config.data = task.data  # the reviews may stand in for the directory
+    # The reviews may stand in for the directory.
+    config.data = task.data if task.data == data.BUILTIN else os.path.abspath(task.data)
     expect("," not in config.student, f"--student {config.student}: expected one network")
-    if config.data != data.BUILTIN:
-        config.data = os.path.abspath(config.data)
     config.teacher, config.student = absolute(config.teacher), absolute(config.student)
     if config.device == "auto":
         config.device = DEVICES[-1]
     if config.precision == "auto":
         config.precision = "bf16" if bf16_in_hardware(config.device) else "fp32"
-    pictures = not task.columns
-    expect(not (pictures and config.noise), "--noise: expected a task of sentences")
+    expect(task.columns or not config.noise, "--noise: expected a task of sentences")
     return config
 
 
@@ -247,8 +238,8 @@ def claim(config: Config):
 
 def depends_on(config: Config, task: data.Task):
     """{what a run reads: its check sum}: the splits, and the saved networks of all seeds. Raises CheckpointError."""
-    splits = {"train": task.train, "quiz": task.quiz, "dev": task.dev, "test": task.test}
-    found = {f"{name} in {task.data}": split.checksum() for name, split in splits.items() if split}
+    splits = [task.train, task.quiz, task.dev, task.test]
+    found = {f"the splits of {task.data}": [split.checksum() for split in splits if split]}
     for seed in range(config.seeds):
         for source in config.sources(seed).values():
             if source not in models.PRESETS:
@@ -286,8 +277,8 @@ def distil_step(stage, batch, draw_quiz, log):
 
 def meta_step(stage, batch, draw_quiz, log):
     """One turn of Algorithm 1. If there is a log, it gets the quiz loss before the pilot and after."""
-    config, student, teachers = stage.config, stage.student, stage.teachers
-    quiz = draw_quiz()
+    config, quiz = stage.config, draw_quiz()
+    student, teachers = stage.student, stage.teachers
     if log is not None:
         theta_S = dict(student.named_parameters())
         log["quiz_loss_before"], _ = metadistil.quiz_gradient(student, theta_S, quiz, stage.quiz_loss)
@@ -347,20 +338,13 @@ def pkd_loss(student_states, teacher_states):
     return (h_S - h_T).square().mean()
 
 
-def squared_loss(predictions, labels):
-    """A regression's loss: the mean squared error of predictions (B, 1), scores (B,) -> scalar. Raises ValueError."""
-    if predictions.shape != (len(labels), 1) or labels.ndim != 1:
-        shapes = tuple(predictions.shape), tuple(labels.shape)
-        raise ValueError(f"expected predictions (B, 1) and scores (B,), found {shapes}")
-    return (predictions.squeeze(-1) - labels).square().mean()
-
-
 def regression_kd_loss(student_outputs, teacher_outputs, labels, alpha=0.5):
-    """kd_loss of a regression, outputs (B, 1): squared errors to the teacher and to the scores -> scalar."""
+    """kd_loss of a regression, outputs (B, 1), labels (B,): squared errors to teacher and labels -> scalar."""
+    hard = (student_outputs[:, 0] - labels).square().mean()
     if teacher_outputs is None:
-        return squared_loss(student_outputs, labels)
+        return hard
     soft = (student_outputs - teacher_outputs).square().mean()
-    return alpha * soft + (1 - alpha) * squared_loss(student_outputs, labels)
+    return alpha * soft + (1 - alpha) * hard
 
 
 def join():
@@ -411,8 +395,9 @@ class Reader(nn.Module):
     def __init__(self, network: nn.Module, role, device, precision):
         super().__init__()
         self.network, self.role = network, role
-        half = precision == "bf16"
-        self.autocast = functools.partial(torch.autocast, device, torch.bfloat16, half, cache_enabled=False)
+        self.autocast = functools.partial(
+            torch.autocast, device, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False
+        )
 
     def read(self, **inputs):
         """The network's outputs of inputs by name."""
@@ -433,17 +418,7 @@ def predict(read: Callable, examples: data.Encoded) -> torch.Tensor:
         inputs, _ = examples.batch(rows[first : first + 256])
         outputs = metadistil.forward(read, inputs)
         logits.append(metadistil.tensors_of(outputs)[0].cpu())
-    in_order = np.argsort(rows)
-    return torch.cat(logits)[in_order]
-
-
-def tokenizer_in(saved, shape, source):
-    """The tokeniser of a saved network. Raises CheckpointError."""
-    with models.expecting(f"{source}: expected a tokeniser in it, and a row of the network for each of its words"):
-        tokenizer = data.Tokenizer.from_str(saved["tokenizer"])
-        words = max(tokenizer.get_vocab().values()) + 1
-        expect(words <= shape.vocab_size, f"{words} words for {shape.vocab_size} rows")
-        return tokenizer
+    return torch.cat(logits)[np.argsort(rows)]
 
 
 def take_over(network, trained, saved, labels):
@@ -465,9 +440,12 @@ class Seed:
 
     def __init__(self, config: Config, seed):
         self.config, self.seed = config, seed
-        self.task, self.sources = config.load(seed), config.sources(seed)
+        self.task = config.load(seed)
+        self.sources = config.sources(seed)
         train_and_quiz = self.task.train + self.task.quiz  # train first, then quiz
         self.steps_per_epoch = -(-len(train_and_quiz) // config.batch_size)
+        # The tokeniser of networks that begin without one.
+        self.own_tokenizer = functools.cache(lambda: data.train_tokenizer(train_and_quiz.texts))
         self.origins = {source: self.origin(source) for source in set(self.sources.values())}
         splits = {"train+quiz": train_and_quiz, "dev": self.task.dev, "test": self.task.test}
         splits = {name: split for name, split in splits.items() if split and split.labels is not None}
@@ -476,22 +454,18 @@ class Seed:
             noisy = data.noisy(self.task.train, config.noise, seed)
             students_splits = splits | {"train+quiz": noisy + self.task.quiz}
         encode = functools.cache(data.encode)  # roles of one vocabulary share what they read
-        self.tokenizers, self.encoded = {}, {}
+        self.tokenizers = {}
+        self.encoded = {}
         for role, source in self.sources.items():
             own = students_splits if role == "student" else splits
             shape, tokenizer = self.origins[source]
-            longest = min(data.MAX_LENGTH, getattr(shape, "max_tokens", 1))  # of pictures 1
+            longest = getattr(shape, "max_tokens", 1)  # of pictures 1
             self.tokenizers[role] = tokenizer
             self.encoded[role] = {name: encode(tokenizer, split, config.device, longest) for name, split in own.items()}
 
     def file(self, title):
         """Where the network of that title is saved."""
-        return Path(self.config.out, f"seed{self.seed}", title.replace(" ", "-") + ".pt")
-
-    @functools.cached_property
-    def own_tokenizer(self):
-        """The tokeniser of networks that begin without one, learnt from the training sentences."""
-        return data.train_tokenizer((self.task.train + self.task.quiz).texts)
+        return Path(self.config.out, f"seed{self.seed}", f"{title.replace(' ', '-')}.pt")
 
     def origin(self, source):
         """(configuration, tokeniser) of a network that suits the task: a preset, or a saved network. A network that
@@ -507,7 +481,13 @@ class Seed:
             expect(suits, f"{source}: expected a network for {self.task.name}'s labels")
         if reads == "pictures":
             return shape, None
-        return shape, tokenizer_in(saved, shape, source) if saved else self.own_tokenizer
+        if not saved:
+            return shape, self.own_tokenizer()
+        with models.expecting(f"{source}: expected a tokeniser in it, and a row of the network for each of its words"):
+            tokenizer = data.Tokenizer.from_str(saved["tokenizer"])
+            words = max(tokenizer.get_vocab().values()) + 1
+            expect(words <= shape.vocab_size, f"{words} words for {shape.vocab_size} rows")
+            return shape, tokenizer
 
     def network(self, role, saved=""):
         """The role's network in a Reader: the same initial weights always, or as a stage saved it, under that title."""
@@ -550,9 +530,8 @@ class Seed:
         n_parts = int(length.max() // length.mean())
         if n_parts > 1:
             rows = rows[np.argsort(length, kind="stable")]
-        parts = [self.batch(part) for part in np.array_split(rows, n_parts)]
-        labels = torch.cat([labels for _, labels in parts])
-        return [inputs for inputs, _ in parts], labels
+        inputs, labels = zip(*(self.batch(part) for part in np.array_split(rows, n_parts)))
+        return list(inputs), torch.cat(labels)
 
     def scores(self, reader: Reader, *splits):
         """{"dev accuracy": 0.81, ...}: the task's metrics on those of the splits that have labels."""
@@ -575,8 +554,10 @@ class Stage:
     all networks that change, by title: "teacher before", "student kd", "teacher after metadistil"."""
 
     def __init__(self, context: Seed, name):
-        self.context, self.name, self.config, self.task = context, name, context.config, context.task
-        self.quiz_loss = metadistil.hard_loss if self.task.label_names else squared_loss
+        self.context, self.name = context, name
+        self.config, self.task = context.config, context.task
+        of_logits = logits_loss(self)
+        self.quiz_loss = lambda logits, labels: of_logits(logits, None, labels)  # L_q: as kd's L_S, without a teacher
         self.teachers, self.teacher_optimizer = [], None
         self.current_pass = None  # the pass over the data that `self.batches` belongs to; None before the first
         config, role = self.config, name if name in context.sources else "student"
@@ -586,7 +567,12 @@ class Stage:
             epochs, warmup_epochs = config.epochs, config.warmup_epochs
             self.learners = {f"student {name}": self.student}
             if self.method.teacher != "none":
-                self.add_teachers()
+                _, *roles = context.sources  # but for the student
+                self.teachers = [context.network(role, saved=f"{role} before") for role in roles]
+            if self.method.teacher == "learning":
+                self.learners |= {f"{teacher.role} after {name}": teacher for teacher in self.teachers}
+                theta_T = nn.ModuleList(self.teachers).parameters()
+                self.teacher_optimizer = OPTIMIZERS[config.teacher_optimizer](theta_T, lr=0.0)
         else:  # a teacher learns as by finetune, at a rate of its own; one in a .pt has learnt already
             self.method, self.rate = METHODS["finetune"], config.finetune_lr
             ready = context.sources[name].endswith(".pt")
@@ -596,16 +582,7 @@ class Stage:
         self.total = self.warmup_steps + epochs * context.steps_per_epoch
         self.student_optimizer = OPTIMIZERS[config.optimizer](self.student.parameters(), lr=0.0)
         self.loss = self.method.loss(self)
-
-    def add_teachers(self):
-        """The teachers, as their own training left them, and their optimiser if they learn."""
-        _, *roles = self.context.sources  # but for the student
-        self.teachers = [self.context.network(role, saved=f"{role} before") for role in roles]
-        if self.method.teacher == "learning":
-            for role, teacher in zip(roles, self.teachers):
-                self.learners[f"{role} after {self.name}"] = teacher
-            theta_T = nn.ModuleList(self.teachers).parameters()
-            self.teacher_optimizer = OPTIMIZERS[self.config.teacher_optimizer](theta_T, lr=0.0)
+        self.changing = [*self.learners.values(), *filter(None, [self.student_optimizer, self.teacher_optimizer])]
 
     def state(self):
         """What a checkpoint holds of the stage: networks and optimisers that change, where dropout's draws stand."""
@@ -613,23 +590,19 @@ class Stage:
         everyones = [own] * RANKS
         if SEVERAL:
             distributed.all_gather_object(everyones, own)
-        return {"parts": [part.state_dict() for part in self.changing()], "rng": everyones}
+        return {"parts": [part.state_dict() for part in self.changing], "rng": everyones}
 
     def restore(self, state):
         """Go on from a checkpoint."""
-        for part, saved in zip(self.changing(), state["parts"]):
+        for part, saved in zip(self.changing, state["parts"]):
             part.load_state_dict(saved)
         for generator, saved in zip(RANDOM, state["rng"][RANK]):
             generator.set_rng_state(saved)
 
-    def changing(self):
-        """The networks and optimisers that the stage changes."""
-        optimizers = [self.student_optimizer, self.teacher_optimizer]
-        return [*self.learners.values(), *(optimizer for optimizer in optimizers if optimizer)]
-
     def batch(self, k):
         """The training batch of step k."""
-        context, batch_size = self.context, self.config.batch_size
+        context = self.context
+        batch_size = self.config.batch_size
         lengths = context.encoded["student"]["train+quiz"].lengths
         sees_quiz_labels = self.method.quiz_labels or self.config.learn_quiz
         if not sees_quiz_labels:
@@ -643,9 +616,11 @@ class Stage:
 
     def step(self, k, log):
         """Step k -> L_S."""
-        config, since_warmup = self.config, k - self.warmup_steps
+        config = self.config
+        since_warmup = k - self.warmup_steps
         set_rate(self.student_optimizer, self.rate * SCHEDULES[config.schedule](k, self.total))
-        batch, draw_quiz = self.batch(k), functools.partial(self.context.quiz, k)
+        batch = self.batch(k)
+        draw_quiz = functools.partial(self.context.quiz, k)
         if since_warmup < 0:  # the student learns from labels alone
             return metadistil.real_update(self.student, [], batch, self.student_optimizer, self.loss)
         if self.method.teacher == "learning":
@@ -665,8 +640,6 @@ def set_rate(optimizer, rate):
 def take(context: Seed, name, journal):
     """Take the stage's steps, from the checkpoint if it was under way; log, score dev after each epoch, save."""
     config, stage = context.config, Stage(context, name)
-    for learner in stage.learners.values():  # what could not be read again fails here, not after its training
-        check_round_trip(learner.network)
     torch.manual_seed(1000 + context.seed + 10**6 * RANK)  # for dropout
     state = {"step": 0, "seconds": 0.0, "by_epoch": {title: [] for title in stage.learners}}
     if journal["under_way"]:
@@ -688,12 +661,12 @@ def take(context: Seed, name, journal):
             noted["loss"] = loss
         epoch, left = divmod(k + 1, context.steps_per_epoch)
         if not left:
-            scores = {title: context.scores(learner, "dev") for title, learner in stage.learners.items()}
+            scores = {}
+            for title, learner in stage.learners.items():
+                scores[title] = context.scores(learner, "dev")
+                noted[learner.role], *_ = scores[title].values()
+                state["by_epoch"][title].append(noted[learner.role])
             journal["log"].append(entry | {"epoch": epoch, "scores": scores})
-            for title, found in scores.items():
-                on_dev = next(iter(found.values()))
-                state["by_epoch"][title].append(on_dev)
-                noted[stage.learners[title].role] = on_dev
         now = time.monotonic()
         if last or now - last_shown >= SHOW_SECONDS:
             show(f"seed {context.seed} {name}", stage.total, state, noted)
@@ -706,53 +679,38 @@ def take(context: Seed, name, journal):
 
 def finish(stage: Stage, journal, state):
     """Save the stage's networks, score them on dev and, this once, on test, and note the results."""
-    context, task, seconds = stage.context, stage.task, state["seconds"]
+    context, task, metric, labels = stage.context, stage.task, stage.task.metrics[0], stage.task.dev.labels
+    # Of one answer to everything, the best one.
+    chance = max(METRICS[metric](0 * labels + label, labels) for label in np.unique(labels))
     for title, learner in stage.learners.items():
         tokenizer = context.tokenizers[learner.role]
         whole = models.to_save(learner.network, tokenizer.to_str() if tokenizer else None, task.label_names)
         whole |= {"title": title, "columns": task.columns}
         write_whole(context.file(title), whole)
         scores = context.scores(learner, "dev", "test")
-        metric, score = next(iter(scores.items()))
-        chance = score_of_one_answer(task)
+        score = scores[f"dev {metric}"]
         if title.endswith("before") and score < chance + 0.02:
-            print(f"note: {title}: {metric} {score:.3f}; one answer to everything has {chance:.3f}")
+            print(f"note: {title}: dev {metric} {score:.3f}; one answer to everything has {chance:.3f}")
         journal["log"].append({"seed": context.seed, "stage": stage.name, "model": title, "final_scores": scores})
         result = {
             "scores": scores,
             "by_epoch": state["by_epoch"][title],
             "parameters": sum(theta.numel() for theta in learner.parameters()),
-            "seconds": seconds,
+            "seconds": state["seconds"],  # of the stage: of one that trains two networks, both have all
         }
         journal["results"].setdefault(title, []).append(result)
-        seconds = np.nan  # the stage's other networks have no time of their own
     journal.update(done=journal["done"] + 1, under_way=None)
     save_journal(context.config, journal)
 
 
-def score_of_one_answer(task: data.Task):
-    """The best score on dev of one answer to everything."""
-    labels, score = task.dev.labels, METRICS[task.metrics[0]]
-    return max(score(np.full_like(labels, label), labels) for label in np.unique(labels))
-
-
-def check_round_trip(network: nn.Module):
-    """Raise CheckpointError if the network could not be built again from what a file would hold of it."""
-    with models.expecting(f"{type(network).__name__}: expected a configuration that describes it"):
-        saved = models.to_save(network)
-        config = models.KINDS[saved["kind"]].config(**saved["config"])
-        models.build(config).load_state_dict(saved["weights"])
-
-
 def show(what, total, state, noted):
     """Print the progress."""
-    if RANK > 0:
-        return
     left = round(state["seconds"] / state["step"] * (total - state["step"]))
     line = f"{what:<18} {state['step']}/{total}  {left // 60}:{left % 60:02} left"
     for name, value in noted.items():
         line += f"  {name} {value:.3f}"
-    print(line, file=sys.stderr, flush=True)
+    if RANK == 0:
+        print(line, file=sys.stderr, flush=True)
 
 
 def write_whole(path: Path, content):
@@ -760,7 +718,7 @@ def write_whole(path: Path, content):
     first process writes, the others wait for it."""
     if RANK == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
+        part = path.with_name(f"{path.name}.part")
         with part.open("wb") as file:
             if isinstance(content, dict):
                 torch.save(content, file)
@@ -777,8 +735,7 @@ def save_journal(config: Config, journal):
     (number of processes), done (number of stages), results ({title: [a dict for each seed]}), log, and under_way: None,
     or of the stage begun step, seconds, by_epoch (scores on dev), parts and rng (see `Stage.state`)."""
     out = Path(config.out)
-    lines = [json.dumps(entry) + "\n" for entry in journal["log"]]
-    write_whole(out / "metrics.jsonl", "".join(lines))
+    write_whole(out / "metrics.jsonl", "".join(f"{json.dumps(entry)}\n" for entry in journal["log"]))
     write_whole(out / "checkpoint.pt", journal)
 
 
@@ -841,22 +798,18 @@ def verdict(ours, theirs):
     return "ahead" if mean > 0 else "behind"
 
 
-def main_score(task: data.Task, results):
-    """The score that the table compares: the task's first metric, on its last split."""
+def compared(task: data.Task, results):
+    """The score that is compared, the task's first metric on its last split; and {title: (scores (seeds,), those that
+    they are compared with)}: a student's with those of kd's student, a taught teacher's with its own before it taught."""
     *_, last = results["teacher before"][0]["scores"]
-    return f"{last.split()[0]} {task.metrics[0]}"
-
-
-def compared(results, main):
-    """{title: (scores (seeds,), the scores that they are compared with)}: a student with kd's student, a taught teacher
-    with itself before it taught."""
+    main = f"{last.split()[0]} {task.metrics[0]}"
     scores = {title: np.array([one["scores"][main] for one in seeds]) for title, seeds in results.items()}
     pairs = {}
     for title in results:
-        rival = "student kd" if title.startswith("student") else title.split(" after")[0] + " before"
+        rival = "student kd" if title.startswith("student") else re.sub(" after.*", " before", title)
         if rival in results and rival != title:
             pairs[title] = scores[title], scores[rival]
-    return pairs
+    return main, pairs
 
 
 def blocks(scores, low, high):
@@ -870,60 +823,55 @@ def blocks(scores, low, high):
 
 
 def table(config: Config, task: data.Task, results):
-    """The run's table as rows of cells, the heading and a row for each network; and what its numbers are."""
-    first, main = results["teacher before"][0], main_score(task, results)
-    columns, pairs = [*first["scores"]], compared(results, main)
+    """The run's tables, scores and costs with a row for each network, and what their numbers are, as Markdown."""
+    first, (main, pairs) = results["teacher before"][0], compared(task, results)
+    columns = [*first["scores"]]
     curves = {title: np.mean([one["by_epoch"] for one in seeds], axis=0) for title, seeds in results.items()}
     points = np.concatenate([*curves.values()])
-    rows = [["model", *columns, "gain", "by epoch", "parameters", "times smaller", "seconds"]]
+    scores = [["model", *columns, "gain"]]
+    costs = [["model", "by epoch", "parameters", "times smaller", "seconds"]]
     for title in sorted(results, key=lambda title: title.startswith("student")):
         seeds, size = results[title], results[title][0]["parameters"]
-        scores = [spread(np.array([one["scores"][column] for one in seeds])) for column in columns]
-        gain = paired_difference(*pairs[title]) if title in pairs else ""
+        found = [spread(np.array([one["scores"][column] for one in seeds])) for column in columns]
+        scores.append([title, *found, paired_difference(*pairs[title]) if title in pairs else ""])
         by_epoch = blocks(curves[title], points.min(), points.max())
         seconds = np.mean([one["seconds"] for one in seeds])
-        seconds = "–" if np.isnan(seconds) else f"{seconds:.0f}"
-        rows.append([title, *scores, gain, by_epoch, f"{size:,}", f"{first['parameters'] / size:.1f}", seconds])
-    notes = f"""
+        costs.append([title, by_epoch, f"{size:,}", f"{first['parameters'] / size:.1f}", f"{seconds:.0f}"])
+    return f"""{layout(scores)}
+{layout(costs)}
 {task.name} ({task.data}): {len(task.train):,} training examples, {task.label_noise:.0%} mislabelled, \
 {len(task.quiz):,} in the quiz; {config.seeds} seed(s); {config.precision}.
 Percent, after all epochs: {len(first["by_epoch"])} of a teacher, {config.warmup_epochs} + {config.epochs} of a student.
-Gain, {main}: a student's over kd, a teacher's over what it was{", paired by seed, 95% interval" * (config.seeds > 1)}.
+Gain, {main}: a student's over kd, a teacher's over what it was; of several seeds paired, with its 95% interval.
 By epoch: {columns[0]}, from {100 * points.min():.1f} (lowest block) to {100 * points.max():.1f} (highest).
 """
-    return rows, notes
 
 
-def layout(rows, width=np.inf):
-    """Rows of cells as a Markdown table of aligned columns. What is wider than `width` goes, from the right."""
-    widths = []
-    for column in zip(*rows):
-        widths.append(max(map(len, column)))
-    while sum(widths) + 3 * len(widths) + 1 > width:
-        widths.pop()
+def layout(rows):
+    """Rows of cells, the first one the heading, as a Markdown table of aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
     heading, *others = rows
-    rule = ["-" * size for size in widths]
+    rule = ["-" * width for width in widths]
     text = ""
     for row in [heading, rule, *others]:
-        cells = [cell.ljust(size) for cell, size in zip(row, widths)]
+        cells = [cell.ljust(width) for cell, width in zip(row, widths)]
         text += f"| {' | '.join(cells)} |\n"
     return text
 
 
 def what_next(config: Config, task: data.Task, results):
     """What the table shows, and commands to go on with."""
-    main, said = main_score(task, results), []
-    for title, pair in compared(results, main).items():
+    main, pairs = compared(task, results)
+    said = []
+    for title, pair in pairs.items():
         if title.startswith("student"):
-            by_rule = f" {verdict(*pair)}," if config.seeds > 1 else ""
-            said.append(f"{title.removeprefix('student ')}{by_rule} {paired_difference(*pair)}")
+            said.append(f"{title.removeprefix('student ')} {verdict(*pair)}, {paired_difference(*pair)}")
     found = f"Compared with kd, {main}: {'; '.join(said) or 'nothing in this run'}.\n"
     if config.seeds == 1:
         found += "One seed decides little; with --seeds 5 there are intervals.\n"
-    texts = len(task.columns)
-    example = ' "NLP is fun."' if texts == 1 else "  # then, line by line: a sentence, a tab, a sentence"
-    ask = f"Ask the models:  python train.py --out {config.out} --predict{example}\n" if texts else ""
-    return f"{found}{ask}See their page:  python notebooks/demo.py {config.out}"
+    if len(task.columns) == 1:
+        found += f'Ask the models:  python train.py --out {config.out} --predict "NLP is fun."\n'
+    return f"{found}See their page:  python notebooks/demo.py {config.out}"
 
 
 class Run(NamedTuple):
@@ -953,14 +901,14 @@ def run(config: Config, journal: dict | None = None) -> Run:
     task = config.load(0)
     reads = depends_on(config, task)
     if begins:
-        check_layers(config, of_seed(0))
+        check_networks(config, of_seed(0))
         config.out = from_first(claim(config) if RANK == 0 else None)
-        journal = {"format": models.FORMAT, "config": dataclasses.asdict(config), "reads": reads, "ranks": RANKS}
-        journal |= {"done": 0, "results": {}, "log": [], "under_way": None}
+        journal = {"format": models.FORMAT, "config": dataclasses.asdict(config), "reads": reads, "ranks": RANKS,
+                   "done": 0, "results": {}, "log": [], "under_way": None}  # fmt: skip
         save_journal(config, journal)
     expect(journal["ranks"] == RANKS, f"{config.out}: expected {journal['ranks']} process(es) to go on, found {RANKS}")
     for what, checksum in journal["reads"].items():
-        expect(reads.get(what) == checksum, f"{what}: not what it was when the run began; expected the same to go on")
+        expect(reads.get(what) == checksum, f"{what}: changed since the run began; expected the same to go on")
     out = Path(config.out)
     write_whole(out / "config.json", json.dumps(dataclasses.asdict(config), indent=2))
     introduce(config, task)
@@ -970,15 +918,11 @@ def run(config: Config, journal: dict | None = None) -> Run:
     except KeyboardInterrupt:
         command = "the same torchrun, with" if SEVERAL else f"python {PROGRAM}"
         raise KeyboardInterrupt(f"stopped; to go on: {command} --resume {out}") from None
-    rows, notes = table(config, task, journal["results"])
-    shown = whole = layout(rows)
-    write_whole(out / "table.md", whole + notes)
-    if sys.stdout.isatty():
-        shown = layout(rows, shutil.get_terminal_size().columns)
-    if shown != whole:
-        shown += f"(The whole table: {out}/table.md)\n"
-    print(f"\n{shown}{notes}\n{what_next(config, task, journal['results'])}")
-    return Run(config, out, journal["results"], whole + notes)
+    results = journal["results"]
+    text = table(config, task, results)
+    write_whole(out / "table.md", text)
+    print(f"\n{text}\n{what_next(config, task, results)}")
+    return Run(config, out, results, text)
 
 
 def introduce(config: Config, task: data.Task):
@@ -994,34 +938,34 @@ def introduce(config: Config, task: data.Task):
     print(f"{how}; everything is written to {config.out}/")
 
 
-def check_layers(config: Config, context: Seed):
-    """Build the first seed's networks, so that one that cannot be built fails before the run begins. Raises InputError,
-    also if pkd is to match layers of networks that do not match."""
-    student, *teachers = [context.network(role).network.config for role in context.sources]
-    if config.beta is not None:  # a method of the run uses it
-        encoders = all(isinstance(shape, models.EncoderConfig) for shape in [student, *teachers])
-        fits = encoders and all(
-            teacher.hidden == student.hidden and teacher.layers >= student.layers >= 2 for teacher in teachers
-        )
-        expect(fits, "pkd: expected a student of 2 layers or more, as wide as its teacher and no deeper")
-
-
-def is_text(value):
-    """Whether it is a string without lone surrogates, which Python makes of bytes that are not UTF-8."""
-    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+def check_networks(config: Config, context: Seed):
+    """Build the first seed's networks, and each again from what a file would hold of it: what cannot be built or saved
+    fails before the run begins. Raises InputError, also if pkd's networks do not match, and CheckpointError."""
+    shapes = []
+    for role in context.sources:
+        network = context.network(role).network
+        with models.expecting(f"{type(network).__name__}: expected a configuration that describes it"):
+            saved = models.to_save(network)
+            shapes.append(models.KINDS[saved["kind"]].config(**saved["config"]))
+            models.build(shapes[-1]).load_state_dict(saved["weights"])
+    student, *teachers = shapes
+    for teacher in teachers if config.beta is not None else []:  # a method of the run uses it
+        with models.expecting("pkd: expected a student of 2 layers or more, as wide as its teacher and no deeper"):
+            fits = teacher.hidden == student.hidden and teacher.layers >= student.layers >= 2
+            expect(fits, f"found {student.layers} of width {student.hidden}, {teacher.layers} of {teacher.hidden}")
 
 
 class Trained:
-    """A trained network with its tokeniser and the names of its classes."""
+    """A trained network out of its file, with its tokeniser and the names of its classes. Raises CheckpointError."""
 
     def __init__(self, path):
         self.network, saved = models.read_saved(path)
         self.network.eval()
         self.tokenizer = saved["tokenizer"] and data.Tokenizer.from_str(saved["tokenizer"])
         self.labels = saved["labels"]
-        self.title = saved.get("title", Path(path).stem)
-        of_one = ("sentence",) if self.tokenizer else ()
-        self.columns = saved.get("columns", of_one)  # the names of its texts, one or two; of pictures none
+        self.title = saved.get("title")
+        # The names of its texts, one or two; of pictures none. A published network's file does not say.
+        self.columns = saved.get("columns", ("sentence",))
 
     def predict(self, examples: list) -> list[tuple]:
         """For each sentence, each (sentence, sentence) of a task of pairs, or each picture in bytes (3, 32, 32),
@@ -1031,11 +975,14 @@ class Trained:
             return []
         for text in examples if self.columns else []:
             parts = text if len(self.columns) > 1 and isinstance(text, (tuple, list)) else [text]
-            fits = len(parts) == len(self.columns) and all(is_text(part) for part in parts)
+            fits = len(parts) == len(self.columns) and all(
+                isinstance(part, str) and not re.search("[\ud800-\udfff]", part)  # what Python makes of other bytes
+                for part in parts
+            )
             expect(fits, f"expected {' and '.join(self.columns)}, in UTF-8, found {text!r}")
         examples = np.fromiter(examples, object) if self.columns else np.stack(examples)
-        longest = min(data.MAX_LENGTH, getattr(self.network.config, "max_tokens", 1))
-        encoded = data.encode(self.tokenizer, data.Split(examples, None), max_length=longest)
+        longest = getattr(self.network.config, "max_tokens", 1)
+        encoded = data.encode(self.tokenizer, data.Split(examples, None), max_tokens=longest)
         logits = predict(self.network, encoded)  # (N, K)
         if not self.labels:
             return [(score, {}) for score in logits[:, 0].tolist()]
@@ -1046,19 +993,16 @@ class Trained:
         return found
 
 
-def load(path) -> Trained:
-    """The trained network in a file like runs/NAME/seed0/student-metadistil.pt. Raises CheckpointError, InputError."""
-    return Trained(path)
+load = Trained  # load("runs/NAME/seed0/student-metadistil.pt").predict(["NLP is fun."])
 
 
 def load_all(out) -> dict[str, Trained]:
     """{title: Trained} of the networks that a run has saved for seed 0, teachers first. Raises InputError,
     CheckpointError."""
-    paths = list(Path(out, "seed0").glob("*.pt"))
-    expect(paths, f"{out}: expected a run with a trained network, found none; start one, or --resume it")
-    paths.sort(key=lambda path: ("student" in path.stem, "after" in path.stem, path))
-    networks = [load(path) for path in paths]
-    return {network.title: network for network in networks}
+    paths = Path(out, "seed0").glob("*.pt")
+    in_order = sorted(paths, key=lambda path: ("student" in path.stem, "after" in path.stem, path))
+    expect(in_order, f"{out}: expected a run with a trained network, found none; start one, or --resume it")
+    return {network.title: network for network in map(load, in_order)}
 
 
 def print_predictions(out, sentences):
@@ -1078,25 +1022,20 @@ def print_predictions(out, sentences):
 
 def parse(arguments):
     """What the command line gives: a flag for each field of Config, then --resume and --predict. Raises InputError."""
-    look = argparse.RawDescriptionHelpFormatter
-    flags = argparse.ArgumentParser(PROGRAM, None, __doc__, formatter_class=look, allow_abbrev=False)
+    flags = argparse.ArgumentParser(PROGRAM, None, __doc__, allow_abbrev=False)
+    flags.formatter_class = argparse.RawDescriptionHelpFormatter
     flags.argument_default = argparse.SUPPRESS
-    others = ", ".join(list(DEFAULTS)[1:])
-    flags.epilog = f"methods: {', '.join(METHODS)}\nin brackets: the default, and those of {others} where they differ"
+    flags.epilog = f"methods: {', '.join(METHODS)}\n\nOther defaults depend on the kind of run:\n"
+    flags.epilog += "\n".join(f"{kind}: {settings}" for kind, settings in DEFAULTS.items())
     flags.error = lambda message: expect(False, message)  # as all errors end
     for field in dataclasses.fields(Config):
-        text, valid = field.metadata["help"], field.metadata["valid"]
+        text, valid, _ = field.metadata.values()
         if field.type is str and valid:
             text += f": {', '.join(valid)}"
-        default = BASE.get(field.name, field.default)
-        if default is not None and default is not False:
-            defaults = [str(default)]
-            for of, values in DEFAULTS.items():
-                if values.get(field.name, default) != default:
-                    defaults.append(f"{of}: {values[field.name]}")
-            text += f" [{'; '.join(defaults)}]"
+        if field.default:
+            text += f" [{field.default}]"
         kind = {"action": "store_true"} if field.type is bool else {"type": field.type, "metavar": ""}
-        flags.add_argument("--" + field.name.replace("_", "-"), help=text.replace("%", "%%"), **kind)
+        flags.add_argument(f"--{field.name.replace('_', '-')}", help=text.replace("%", "%%"), **kind)
     flags.add_argument("--resume", metavar="RUN", help="go on with a stopped run; it ends with the same numbers")
     flags.add_argument("--predict", metavar="SENTENCE", nargs="?", help="what the run in --out says of it")
     return vars(flags.parse_args(arguments))
@@ -1109,15 +1048,15 @@ def main(arguments: list[str] | None = None):
         given = parse(arguments)
         if "predict" in given:
             sentences = sys.stdin if given["predict"] is None else [given["predict"]]
-            return print_predictions(given.get("out", ""), sentences)
+            return print_predictions(given.get("out"), sentences)
         if "resume" in given:
             expect(len(given) == 1, f"--resume {given['resume']}: expected no other flag, the run has its own")
-            out = run(*read_journal(given["resume"])).out
+            finished = run(*read_journal(given["resume"]))
         else:
-            out = run(Config(**given)).out
+            finished = run(Config(**given))
         if RANK == 0:
             with contextlib.suppress(ImportError, FileNotFoundError):  # no matplotlib, or no such script: no curves
-                runpy.run_path(str(Path(__file__).with_name("notebooks") / "curves.py"))["draw"](out)
+                runpy.run_path(str(Path(__file__).with_name("notebooks") / "curves.py"))["draw"](finished.out)
         from_first(None)  # waits for the first
         if SEVERAL:
             leave(0)

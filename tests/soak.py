@@ -25,7 +25,8 @@ def start(*flags) -> subprocess.Popen:
 
 def numbers(out: Path) -> tuple:
     """All that a run computed: its log, its table without the seconds, its networks."""
-    rows = [row.split("|")[:-2] for row in (out / "table.md").read_text().splitlines()]
+    scores, costs, notes = (out / "table.md").read_text().split("\n\n")
+    rows = [scores, notes, *(row.split("|")[:-2] for row in costs.splitlines())]
     weights = {path.name: torch.load(path, weights_only=True)["weights"] for path in sorted(out.glob("seed0/*.pt"))}
     return (out / "metrics.jsonl").read_text(), rows, weights
 
