@@ -844,6 +844,7 @@ def table(config: Config, task: data.Task, results):
 Percent, after all epochs: {len(first["by_epoch"])} of a teacher, {config.warmup_epochs} + {config.epochs} of a student.
 Gain, {main}: a student's over kd, a teacher's over what it was; of several seeds paired, with its 95% interval.
 By epoch: {columns[0]}, from {100 * points.min():.1f} (lowest block) to {100 * points.max():.1f} (highest).
+Seconds of training; a taught teacher and its student are trained together, so both show the whole.
 """
 
 
