@@ -1,8 +1,8 @@
 """The tasks: files read, or the built-in reviews; splits, tokens, batches and word noise.
 
 A task has four splits. `train` and `quiz` are carved out of the training file; neither shares an example with another
-split. `dev` selects; `test` is scored once. Only the labels of `train` can be noisy. Everything random is a function of
-a seed; beside it, as in default_rng([seed, 1]), stands a number for each purpose.
+split. `dev` selects; `test` is scored once. Only the labels of `train` can be noisy. Everything random is drawn by
+default_rng([seed, purpose, ...]): 1 splits, 3 wrong labels, 4 batches, 5 quiz batches, 6 word noise, 7 crops.
 """
 
 import collections
@@ -20,8 +20,8 @@ from torch.nn import functional as F
 BUILTIN = "builtin"  # the name of the reviews in place of a directory
 REVIEWS = Path(__file__).parent / "notebooks" / "reviews"  # where notebooks/reviews.py wrote them
 DEFAULT_DATA = "data"  # where files are, if no directory is given
-PIXELS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))  # CIFAR-100's mean and deviation, of 0 to 1
-MAX_LENGTH = 128  # tokens of an example that are read
+PIXELS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))  # CIFAR-100's mean and deviation, pixels from 0 to 1
+MAX_LENGTH = 128  # an example is cut to so many tokens
 BUILTIN_QUIZ_SIZE = 300
 BUILTIN_LABEL_NOISE = 0.4
 BUILTIN_BANNER = """=== builtin data ===  Film reviews from a small grammar: these numbers are not SST-2's.
@@ -42,7 +42,7 @@ def expect(condition, message):
 
 @dataclass(eq=False)
 class Split:
-    """Examples, and labels where known."""
+    """Examples, and labels where known. (eq=False: as a key of a cache it is itself, whatever it holds.)"""
 
     examples: np.ndarray  # sentences or pairs of sentences (N,), objects; or pictures in bytes (N, 3, 32, 32)
     labels: np.ndarray | None  # (N,) class numbers, or the scores of a regression
@@ -59,11 +59,11 @@ class Split:
 
     @property
     def texts(self):
-        """The examples as what can be looked up: sentences, pairs, or the bytes of pictures."""
+        """The examples as what a set can hold: sentences, pairs, or the bytes of pictures."""
         return list(self.examples) if self.examples.dtype == object else [bytes(one) for one in self.examples]
 
     def checksum(self) -> int:
-        """A check sum of examples and labels."""
+        """By which --resume notices that examples or labels have changed."""
         of_sentences = self.examples.dtype == object
         examples = repr(self.texts).encode() if of_sentences else self.examples.tobytes()
         labels = b"" if self.labels is None else self.labels.tobytes()
@@ -81,9 +81,9 @@ class Task(NamedTuple):
     train: Split
     quiz: Split
     dev: Split
-    label_noise: float  # share of the labels of `train` that is wrong
+    label_noise: float  # share of the labels of `train` that was made wrong
     notes: list[str]
-    test: Split | None = None  # None without a file; its labels None where none are published; of MNLI dev_mismatched
+    test: Split | None = None  # None without a file; its labels None where none are published; MNLI's is dev_mismatched
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -134,7 +134,7 @@ def load_task(name, data=DEFAULT_DATA, quiz_size=None, seed=0, *, train_size=Non
     also stand in where the default directory lacks SST-2; `Task.data` says so.
 
     quiz_size: examples that leave the training file for the quiz (one in ten, as in the paper; reviews: 300).
-    train_size: of the rest a random subset. label_noise: the share of its labels flipped (reviews: 0.4).
+    train_size: how many of the others to keep, at random. label_noise: share of their labels to flip (reviews: 0.4).
     Raises InputError.
     """
     expect(name in TASKS, f"unknown task {name!r}: expected one of {', '.join(TASKS)}")
@@ -185,7 +185,7 @@ def read_files(files: Files, folder: Path, task):
 
 
 def carve(train: Split, quiz_size, train_size, seed):
-    """The training file as train and quiz, or dev, by a seeded shuffle. What stands there twice never is quiz."""
+    """The training file as train and quiz, or dev, by a seeded shuffle. What stands in it twice is always train."""
     count = collections.Counter(train.texts)
     once = np.array([count[text] == 1 for text in train.texts])
     most = min(once.sum(), len(train) - 1)
@@ -227,7 +227,7 @@ def read_rows(path: Path):
 
 
 def read_glue(path: Path, files: Files, split):
-    """A GLUE file; test may lack labels. Raises InputError with file and line."""
+    """The Split in a GLUE file; that of test may have no column of labels. Raises InputError with file and line."""
     rows, header, first_line = read_rows(path), files.header, 1
     if not header or {*files.texts} <= {*rows[0]}:
         header, first_line = rows.pop(0), 2
@@ -235,6 +235,7 @@ def read_glue(path: Path, files: Files, split):
     for column in [*files.texts, files.label] if labelled else files.texts:
         expect(column in header, f"{path}:1: expected a column {column!r}, found {' '.join(header)[:80]!r}")
     texts, labels, known = [], [], [*files.labels]
+    expected = f"a label of {', '.join(known)}" if known else "a score from 0 to 5"
     for number, row in enumerate(rows, first_line):
         if row != [""]:
             where, cells = f"{path}:{number}", dict(zip(header, row))
@@ -244,7 +245,6 @@ def read_glue(path: Path, files: Files, split):
             if labelled:
                 written = cells[files.label]
                 is_score = not known and re.fullmatch(r"[0-4](\.\d+)?|5(\.0+)?", written)
-                expected = f"a label of {', '.join(known)}" if known else "a score from 0 to 5"
                 expect(is_score or written in known, f"{where}: expected {expected}, found {written!r}")
                 labels.append(known.index(written) if known else float(written))
     expect(any(map(any, texts)), f"{path}: expected a header and at least one sentence, found none")
@@ -260,8 +260,7 @@ def read_pictures(path: Path):
     records = np.fromfile(path, np.uint8).reshape(-1, record)
     wrong = (records[:, :2] > (19, 99)).any(axis=1)
     first = wrong.argmax()
-    found = f"found {records[first, 0]} and {records[first, 1]}"
-    expect(not wrong.any(), f"{path}: record {first + 1:,}: expected labels of at most 19 and 99, {found}")
+    expect(not wrong.any(), f"{path}: record {first + 1}: expected labels up to 19 and 99, found {records[first, :2]}")
     return Split(records[:, 2:].reshape(-1, 3, 32, 32), records[:, 1].astype(np.int64))
 
 
@@ -290,8 +289,8 @@ def train_tokenizer(texts, vocab_size=8000):
     texts = [text if isinstance(text, str) else " ".join(text) for text in texts]
     tokenizer = BertWordPieceTokenizer()
     characters = {c for text in {*texts} for c in tokenizer.normalize(text) if not c.isspace()}
-    # Left to itself the trainer numbers the "##x" otherwise each time, by a hash table. As special tokens they are
-    # numbered as they stand here.
+    # Left to itself the trainer numbers the "##x" in another order each time, that of a hash table. As special tokens
+    # they are numbered as they stand here.
     first = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] + [f"##{c}" for c in sorted(characters)]
     tokenizer.train_from_iterator(
         texts,
@@ -314,8 +313,8 @@ class Encoded:
     labels: np.ndarray  # (N,)
 
     def batch(self, rows, crop_seed=None):
-        """(inputs, labels) of the rows, on the inputs' device: ids, types and mask (B, T), as long as the longest of
-        them; or pictures (B, 3, 32, 32), cropped and mirrored by the seed, if there is one."""
+        """(inputs, labels) of the rows, on the inputs' device: ids, types and mask (B, T), T the length of the longest;
+        or pictures (B, 3, 32, 32), cropped and mirrored by the seed, if there is one."""
         device = next(iter(self.inputs.values())).device
         where = torch.from_numpy(rows).to(device)
         inputs = {name: whole[where] for name, whole in self.inputs.items()}
@@ -344,7 +343,8 @@ def crop_and_mirror(images, seed):
 
 
 def encode(tokenizer, split: Split, device="cpu", max_tokens=MAX_LENGTH):
-    """The split in the tokeniser's ids, cut to max_tokens; without a tokeniser, pictures. Labels it lacks are 0."""
+    """The split in the tokeniser's ids, cut to max_tokens or MAX_LENGTH, the lesser; without a tokeniser, pictures.
+    Labels that it lacks are 0."""
     N = len(split)
     labels = np.zeros(N, int) if split.labels is None else split.labels
     inputs, lengths = {"images": split.examples}, np.ones(N, int)
@@ -362,9 +362,9 @@ def encode(tokenizer, split: Split, device="cpu", max_tokens=MAX_LENGTH):
     return Encoded(inputs, lengths, labels)
 
 
-def batches_of(lengths, batch_size, seed, epoch):
-    """One epoch's batches of rows: shuffled by seed and epoch, sorted by length within pools of 50 batches."""
-    rng = np.random.default_rng([seed, 4, epoch])
+def batches_of(lengths, batch_size, seed, number):
+    """The batches of rows of pass `number` over the data: shuffled, and within pools of 50 batches sorted by length."""
+    rng = np.random.default_rng([seed, 4, number])
     N = len(lengths)
     rows = rng.permutation(N)
     pools = np.arange(N) // (50 * batch_size)
@@ -374,7 +374,8 @@ def batches_of(lengths, batch_size, seed, epoch):
 
 
 def sample_quiz(labels, size, seed, step):
-    """Rows of a quiz batch, drawn evenly over the labels there are; with repetition where a label runs short."""
+    """Rows of a quiz batch, drawn evenly over the classes there are, or over a regression's scores; with repetition
+    where a class runs short."""
     rng = np.random.default_rng([seed, 5, step])
     classes = rng.permutation(np.unique(labels))
     drawn = []

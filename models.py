@@ -170,7 +170,7 @@ RESNETS |= {f"resnet{depth}x4": ResNetConfig(depth, (32, 64, 128, 256)) for dept
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """BatchNorm in the type of its weights, whatever autocast hands it: its forward-mode differentiation has no bfloat16,
+    """BatchNorm in the type of its weights, whatever autocast hands it: its forward-mode derivative has no bfloat16,
     and pilot and micro-batches must round alike."""
 
     def forward(self, states):

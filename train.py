@@ -1,8 +1,8 @@
 """The main job, `python train.py --task sst2`: train a teacher, then a student by each method; print what came of it.
 
 Every student starts from the same weights and takes the same number of steps. METHODS says which labels it sees. A run
-is a list of stages: for each seed each teacher, then each method. What a stage gives depends on the configuration, the
-seed and the number of processes alone.
+is a list of stages: for each seed each teacher, then each method. On one machine the same configuration gives the same
+numbers, stopped and resumed or not.
 """
 
 import argparse
@@ -32,8 +32,8 @@ from data import InputError, expect
 
 PROGRAM = "train.py"  # in messages; a script that adds methods puts its own name here
 DEVICES = ["auto", "cpu"] + ["cuda"] * torch.cuda.is_available()
-# Under torchrun: which of how many processes this is. Each computes its own part of every batch. Each scores the
-# whole dev and test. The first alone writes files and prints.
+# Under torchrun RANK is this process's number, RANKS how many there are. Each computes its own part of every batch.
+# Each scores the whole dev and test. The first alone writes files and prints.
 SEVERAL = "TORCHELASTIC_RUN_ID" in os.environ
 RANK, RANKS = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if SEVERAL else (0, 1)
 SHOW_SECONDS = 5  # between two lines of progress
@@ -84,7 +84,7 @@ class Config:
     noise: float = option("share of the students' training words turned into noise_word", SHARE, 0.0)
     teacher: str = option("preset, saved network or directory; several: A,B")
     student: str = option("preset, saved network or directory")
-    student_layers: str = option("layers a student keeps of its saved network: 1,3,5 [all]")
+    student_layers: str = option("layers a student keeps of its saved network, from 0: 1,3,5 [all]")
     dropout: float = option("share of units dropped while training", SHARE)
     methods: str = option("methods, with commas between", None, "finetune,kd,metadistil")
     teacher_epochs: int = option("epochs of the teacher's own training, before it teaches", COUNT)
@@ -93,21 +93,21 @@ class Config:
     batch_size: int = option("training examples a step", COUNT)
     finetune_lr: float = option("rate of the teacher's own training, before it teaches", POSITIVE)
     student_lr: float = option("rate of the students", POSITIVE)
-    optimizer: str = option("of students, and of the teacher's own training", OPTIMIZERS)
-    schedule: str = option("of their rates", SCHEDULES)
+    optimizer: str = option("optimiser of students, and of the teacher's own training", OPTIMIZERS)
+    schedule: str = option("schedule of their rates", SCHEDULES)
     alpha: float = kd_option("α, weight of the soft term", SHARE)
     temperature: float = kd_option("T, the logits' divisor", POSITIVE)
     beta: float = option("β, weight of pkd's states", NOT_NEGATIVE, used_by=lambda method: method.loss is patient_loss)
     pilot_lr: float = meta_option("λ, rate of the pilot update", POSITIVE)
     teacher_lr: float = meta_option("μ, rate of the meta update, while it teaches", NOT_NEGATIVE)
-    teacher_optimizer: str = meta_option("of the meta update", OPTIMIZERS)
-    teacher_schedule: str = meta_option("of its rate", SCHEDULES)
+    teacher_optimizer: str = meta_option("optimiser of the meta update", OPTIMIZERS)
+    teacher_schedule: str = meta_option("schedule of its rate", SCHEDULES)
     teacher_clip: float = meta_option("cut the meta-gradient to that length [no]", POSITIVE)
     quiz_batch_size: int = meta_option("quiz examples a step, as many of each class", COUNT)
     meta_grad: str = meta_option("way to the meta-gradient", [*metadistil.MODES])
     micro_batch: int = meta_option("examples at a time in the teacher's backward pass [all]", COUNT)
     meta_every: int = meta_option("the teacher learns at every K-th step", COUNT)
-    learn_quiz: bool = meta_option("students train on the quiz's labels, too", None, False)
+    learn_quiz: bool = meta_option("MetaDistil's students, too, train on the quiz's labels", None, False)
     seeds: int = option("do everything with seeds 0 to N-1", COUNT, 1)
     device: str = option("auto: cuda where there is one", DEVICES, "auto")
     precision: str = option("of matrix products; auto: bf16 if in hardware", ["fp32", "bf16", "auto"], "fp32")
@@ -193,7 +193,7 @@ def check(config: Config):
 
 
 def resolve(config: Config):
-    """The configuration, checked, nothing left open that the task or the kind of run decides. Raises InputError."""
+    """A copy of the configuration, checked, with all defaults, device and absolute paths in it. Raises InputError."""
     config = dataclasses.replace(config)
     check(config)
     task = config.load(0)
@@ -225,8 +225,8 @@ def absolute(networks):
 
 
 def claim(config: Config):
-    """The run's directory: --out, or the first of runs/TASK-files, runs/TASK-files-2, ... without a run in it; of the
-    reviews runs/sst2-builtin. Making its seed0 claims it, so that of two runs at once one has it. Raises InputError."""
+    """The run's directory: --out, or the first of runs/TASK-files, runs/TASK-files-2, ... without a run in it (reviews:
+    runs/sst2-builtin). Making its seed0 claims it, so that of two runs at once one has it. Raises InputError."""
     base = config.out or f"runs/{config.task}-{'builtin' if config.data == data.BUILTIN else 'files'}"
     for n in itertools.count(1):
         out = base if n == 1 else f"{base}-{n}"
@@ -237,7 +237,7 @@ def claim(config: Config):
 
 
 def depends_on(config: Config, task: data.Task):
-    """{what a run reads: its check sum}: the splits, and the saved networks of all seeds. Raises CheckpointError."""
+    """{what a run reads: its check sum}: seed 0's splits, the saved networks of all seeds. Raises CheckpointError."""
     splits = [task.train, task.quiz, task.dev, task.test]
     found = {f"the splits of {task.data}": [split.checksum() for split in splits if split]}
     for seed in range(config.seeds):
@@ -278,7 +278,8 @@ def distil_step(stage, batch, draw_quiz, log):
 def meta_step(stage, batch, draw_quiz, log):
     """One turn of Algorithm 1. If there is a log, it gets the quiz loss before the pilot and after."""
     config, quiz = stage.config, draw_quiz()
-    student, teachers = stage.student, stage.teachers
+    student = stage.student
+    teachers = stage.teachers
     if log is not None:
         theta_S = dict(student.named_parameters())
         log["quiz_loss_before"], _ = metadistil.quiz_gradient(student, theta_S, quiz, stage.quiz_loss)
@@ -371,7 +372,6 @@ def leave(status):
     if not SEVERAL:
         sys.exit(status)
     sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(status)
 
 
@@ -453,7 +453,7 @@ class Seed:
         if config.noise:
             noisy = data.noisy(self.task.train, config.noise, seed)
             students_splits = splits | {"train+quiz": noisy + self.task.quiz}
-        encode = functools.cache(data.encode)  # roles of one vocabulary share what they read
+        encode = functools.cache(data.encode)  # roles of one tokeniser share what they read
         self.tokenizers = {}
         self.encoded = {}
         for role, source in self.sources.items():
@@ -490,8 +490,9 @@ class Seed:
             return shape, tokenizer
 
     def network(self, role, saved=""):
-        """The role's network in a Reader: the same initial weights always, or as a stage saved it, under that title."""
-        source, config = self.sources[role], self.config
+        """The role's network in a Reader: as it always begins or, with `saved`, a title, as a stage left it."""
+        config = self.config
+        source = self.sources[role]
         shape, tokenizer = self.origins[source]
         if saved:
             network, _ = models.read_saved(self.file(saved))
@@ -512,10 +513,10 @@ class Seed:
         return Reader(network, role, config.device, config.precision).to(config.device)
 
     def batch(self, rows, step=None):
-        """Rows of train and quiz, ({role: inputs}, labels (B,)). With a step, pictures are cropped and mirrored."""
+        """({role: inputs}, labels (B,)) of rows of train and quiz. With a step, pictures are cropped and mirrored."""
         crop_seed = None if step is None else [self.seed, 7, step]
         inputs = {}
-        batch_of = functools.cache(lambda encoded: encoded.batch(rows, crop_seed))  # roles of one vocabulary share it
+        batch_of = functools.cache(lambda encoded: encoded.batch(rows, crop_seed))  # roles of one tokeniser share it
         for role, splits in self.encoded.items():
             inputs[role], labels = batch_of(splits["train+quiz"])
         return inputs, labels
@@ -549,21 +550,25 @@ class Seed:
 
 
 class Stage:
-    """The training of one network, `self.student`: a student, by its method; or a teacher before it teaches, which then
-    stands in the student's place and learns from labels. `name` is the method's, or the teacher's role. `learners` are
-    all networks that change, by title: "teacher before", "student kd", "teacher after metadistil"."""
+    """The training of one network, `self.student`: a student's, by the method `name`; or a teacher's own, from labels,
+    before it teaches, where `student` is that teacher and `name` its role. `learners` are all networks that change, by
+    title: "teacher before", "student kd", "teacher after metadistil"."""
 
     def __init__(self, context: Seed, name):
         self.context, self.name = context, name
         self.config, self.task = context.config, context.task
         of_logits = logits_loss(self)
-        self.quiz_loss = lambda logits, labels: of_logits(logits, None, labels)  # L_q: as kd's L_S, without a teacher
-        self.teachers, self.teacher_optimizer = [], None
+        # L_q is kd's L_S without a teacher: of the logits and the labels alone, in pkd, too.
+        self.quiz_loss = lambda logits, labels: of_logits(logits, None, labels)
+        self.teachers = []
+        self.teacher_optimizer = None
         self.current_pass = None  # the pass over the data that `self.batches` belongs to; None before the first
-        config, role = self.config, name if name in context.sources else "student"
+        config = self.config
+        role = name if name in context.sources else "student"
         self.student = context.network(role)
         if role == "student":
-            self.method, self.rate = METHODS[name], config.student_lr
+            self.method = METHODS[name]
+            self.rate = config.student_lr
             epochs, warmup_epochs = config.epochs, config.warmup_epochs
             self.learners = {f"student {name}": self.student}
             if self.method.teacher != "none":
@@ -574,7 +579,8 @@ class Stage:
                 theta_T = nn.ModuleList(self.teachers).parameters()
                 self.teacher_optimizer = OPTIMIZERS[config.teacher_optimizer](theta_T, lr=0.0)
         else:  # a teacher learns as by finetune, at a rate of its own; one in a .pt has learnt already
-            self.method, self.rate = METHODS["finetune"], config.finetune_lr
+            self.method = METHODS["finetune"]
+            self.rate = config.finetune_lr
             ready = context.sources[name].endswith(".pt")
             epochs, warmup_epochs = 0 if ready else config.teacher_epochs, 0
             self.learners = {f"{name} before": self.student}
@@ -615,7 +621,7 @@ class Stage:
         return context.batch(own_part(self.batches[place]), k)
 
     def step(self, k, log):
-        """Step k -> L_S."""
+        """Take step k, at the rates of its schedules -> L_S."""
         config = self.config
         since_warmup = k - self.warmup_steps
         set_rate(self.student_optimizer, self.rate * SCHEDULES[config.schedule](k, self.total))
@@ -639,7 +645,8 @@ def set_rate(optimizer, rate):
 
 def take(context: Seed, name, journal):
     """Take the stage's steps, from the checkpoint if it was under way; log, score dev after each epoch, save."""
-    config, stage = context.config, Stage(context, name)
+    config = context.config
+    stage = Stage(context, name)
     torch.manual_seed(1000 + context.seed + 10**6 * RANK)  # for dropout
     state = {"step": 0, "seconds": 0.0, "by_epoch": {title: [] for title in stage.learners}}
     if journal["under_way"]:
@@ -680,7 +687,7 @@ def take(context: Seed, name, journal):
 def finish(stage: Stage, journal, state):
     """Save the stage's networks, score them on dev and, this once, on test, and note the results."""
     context, task, metric, labels = stage.context, stage.task, stage.task.metrics[0], stage.task.dev.labels
-    # Of one answer to everything, the best one.
+    # The best score that one answer to everything can have.
     chance = max(METRICS[metric](0 * labels + label, labels) for label in np.unique(labels))
     for title, learner in stage.learners.items():
         tokenizer = context.tokenizers[learner.role]
@@ -710,7 +717,7 @@ def show(what, total, state, noted):
     for name, value in noted.items():
         line += f"  {name} {value:.3f}"
     if RANK == 0:
-        print(line, file=sys.stderr, flush=True)
+        print(line, file=sys.stderr)
 
 
 def write_whole(path: Path, content):
@@ -732,8 +739,8 @@ def write_whole(path: Path, content):
 
 def save_journal(config: Config, journal):
     """Write metrics.jsonl and the checkpoint, which is the journal. It holds format, config, reads (check sums), ranks
-    (number of processes), done (number of stages), results ({title: [a dict for each seed]}), log, and under_way: None,
-    or of the stage begun step, seconds, by_epoch (scores on dev), parts and rng (see `Stage.state`)."""
+    (number of processes), done (number of stages), results ({title: [a dict for each seed]}), log and under_way: None,
+    or {step, seconds, by_epoch (scores on dev), parts and rng (see `Stage.state`)} of the stage that has begun."""
     out = Path(config.out)
     write_whole(out / "metrics.jsonl", "".join(f"{json.dumps(entry)}\n" for entry in journal["log"]))
     write_whole(out / "checkpoint.pt", journal)
@@ -799,8 +806,8 @@ def verdict(ours, theirs):
 
 
 def compared(task: data.Task, results):
-    """The score that is compared, the task's first metric on its last split; and {title: (scores (seeds,), those that
-    they are compared with)}: a student's with those of kd's student, a taught teacher's with its own before it taught."""
+    """The score that is compared, the task's first metric on its last split; and {title: (its scores (seeds,), its
+    rival's)}: a student's rival is kd's student, a taught teacher's is itself before it taught."""
     *_, last = results["teacher before"][0]["scores"]
     main = f"{last.split()[0]} {task.metrics[0]}"
     scores = {title: np.array([one["scores"][main] for one in seeds]) for title, seeds in results.items()}
@@ -866,7 +873,8 @@ def what_next(config: Config, task: data.Task, results):
     said = []
     for title, pair in pairs.items():
         if title.startswith("student"):
-            said.append(f"{title.removeprefix('student ')} {verdict(*pair)}, {paired_difference(*pair)}")
+            by_rule = f" {verdict(*pair)}," if config.seeds > 1 else ""
+            said.append(f"{title.removeprefix('student ')}{by_rule} {paired_difference(*pair)}")
     found = f"Compared with kd, {main}: {'; '.join(said) or 'nothing in this run'}.\n"
     if config.seeds == 1:
         found += "One seed decides little; with --seeds 5 there are intervals.\n"
@@ -890,8 +898,8 @@ class Run(NamedTuple):
 
 
 def run(config: Config, journal: dict | None = None) -> Run:
-    """A whole run, or by its journal the rest of one. Raises InputError, CheckpointError; after Ctrl-C
-    KeyboardInterrupt: --resume takes the steps since the last checkpoint again."""
+    """A whole run, or by its journal the rest of one. Raises InputError, CheckpointError. After Ctrl-C it raises
+    KeyboardInterrupt; --resume then takes the steps since the last checkpoint again."""
     begins = journal is None
     if begins:
         config = resolve(config)
@@ -964,6 +972,7 @@ class Trained:
         self.network.eval()
         self.tokenizer = saved["tokenizer"] and data.Tokenizer.from_str(saved["tokenizer"])
         self.labels = saved["labels"]
+        expect(self.labels is not None, f"{path}: expected a network with a trained head")
         self.title = saved.get("title")
         # The names of its texts, one or two; of pictures none. A published network's file does not say.
         self.columns = saved.get("columns", ("sentence",))
@@ -1028,7 +1037,7 @@ def parse(arguments):
     flags.argument_default = argparse.SUPPRESS
     flags.epilog = f"methods: {', '.join(METHODS)}\n\nOther defaults depend on the kind of run:\n"
     flags.epilog += "\n".join(f"{kind}: {settings}" for kind, settings in DEFAULTS.items())
-    flags.error = lambda message: expect(False, message)  # as all errors end
+    flags.error = lambda message: expect(False, message)  # not argparse's own exit
     for field in dataclasses.fields(Config):
         text, valid, _ = field.metadata.values()
         if field.type is str and valid:
@@ -1038,7 +1047,7 @@ def parse(arguments):
         kind = {"action": "store_true"} if field.type is bool else {"type": field.type, "metavar": ""}
         flags.add_argument(f"--{field.name.replace('_', '-')}", help=text.replace("%", "%%"), **kind)
     flags.add_argument("--resume", metavar="RUN", help="go on with a stopped run; it ends with the same numbers")
-    flags.add_argument("--predict", metavar="SENTENCE", nargs="?", help="what the run in --out says of it")
+    flags.add_argument("--predict", metavar="SENTENCE", nargs="?", help="what the run in --out says of it, or of stdin")
     return vars(flags.parse_args(arguments))
 
 
@@ -1086,8 +1095,8 @@ def from_terminal():
 
 
 for function in (torch.exp, torch.log, torch.tanh):
-    # MKL chooses its code for each at the first call. Two threads that call at once may be given a worse one (pytorch's
-    # issue 188792); here one thread calls.
+    # So that numbers repeat: MKL chooses its code for each function at the first call. Two threads that call at once
+    # may be given a worse one (pytorch's issue 188792). Here one thread calls.
     function(torch.ones(1))
 
 if __name__ == "__main__":

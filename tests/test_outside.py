@@ -233,6 +233,12 @@ def test_of_no_text_nothing_is_predicted(reviews):
     assert train.load(reviews / "seed0" / "student-kd.pt").predict([]) == []
 
 
+def test_a_network_without_a_trained_head_predicts_nothing(tmp_path):
+    folder = checkpoint(tmp_path / "network", TEXTS[:50])  # as fetch.py leaves a published encoder
+    with pytest.raises(InputError, match=f"{folder}: expected a network with a trained head"):
+        train.load(folder)
+
+
 def test_a_path_with_a_comma_is_named_whole(tmp_path, monkeypatch, reviews):
     (folder := tmp_path / "kd,2024").mkdir()
     shutil.copy(reviews / "seed0" / "teacher-before.pt", folder / "ready.pt")
