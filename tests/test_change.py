@@ -110,6 +110,7 @@ def test_a_network_that_its_configuration_does_not_describe_fails_before_its_tra
     monkeypatch.setitem(models.PRESETS, "bag", BagConfig())
     with pytest.raises(models.CheckpointError, match="Grown: expected a configuration that describes it"):
         train.run(small(tmp_path / "run", teacher="bag", methods="kd"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_optimiser_for_the_teacher_is_settings_alone(tmp_path):
