@@ -215,11 +215,11 @@ def flip_labels(labels, share, num_labels, seed):
 
 def read_rows(path: Path):
     """The lines of a tab-separated file in UTF-8, without quoting, as lists of cells. Raises InputError."""
-    raw = path.read_bytes()
     try:
-        text = raw.decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        number, found = raw.count(b"\n", 0, error.start) + 1, raw[error.start]
+        number = error.object.count(b"\n", 0, error.start) + 1
+        found = error.object[error.start]
         raise InputError(f"{path}:{number}: expected UTF-8, found the byte {found:#04x}") from None
     number = text[: text.find("\0")].count("\n") + 1
     expect("\0" not in text, f"{path}:{number}: expected text, found a NUL byte")
@@ -244,7 +244,7 @@ def read_glue(path: Path, files: Files, split):
             texts.append(text if len(text) > 1 else text[0])
             if labelled:
                 written = cells[files.label]
-                is_score = not known and re.fullmatch(r"[0-4](\.\d+)?|5(\.0+)?", written)
+                is_score = not known and re.fullmatch(r"[0-4](\.[0-9]+)?|5(\.0+)?", written)
                 expect(is_score or written in known, f"{where}: expected {expected}, found {written!r}")
                 labels.append(known.index(written) if known else float(written))
     expect(any(map(any, texts)), f"{path}: expected a header and at least one sentence, found none")

@@ -155,6 +155,7 @@ def test_training_examples_that_stand_in_dev_are_left_out_and_said(tmp_path):
         (b"sentence\tlabel\nx\t1\ty\n", "train.tsv:2: expected 2 columns, found 3"),
         (b"sentence\tlabel\nx\t1\ny\tgood\n", "train.tsv:3: expected a label of 0, 1, found 'good'"),
         (b"sentence\tlabel\nx\t1\ncaf\xe9\t0\n", "train.tsv:3: expected UTF-8, found the byte 0xe9"),
+        (b"\xef\xbb\xbfsentence\tlabel\nx\t1\n\xe9\t0\n", "train.tsv:3: expected UTF-8, found the byte 0xe9"),
     ],
 )
 def test_bad_files_are_named_with_their_line(tmp_path, content, message):
