@@ -377,7 +377,7 @@ def class_names(folder, count):
 def some_pictures(folder):
     """A random GALLERY_SIZE of the test set, the same each time. Raises InputError."""
     data.expect((folder / "test.bin").is_file(), f"{folder / 'test.bin'}: expected the pictures of the run there")
-    test = data.read_pictures(folder / "test.bin", "test")
+    test = data.read_pictures(folder / "test.bin")
     return test[np.random.default_rng(0).permutation(len(test))[:GALLERY_SIZE]]
 
 
