@@ -68,6 +68,7 @@ def option(help, valid=None, default=None, used_by=lambda method: True):
     return dataclasses.field(default=default, metadata={"help": help, "valid": valid, "used_by": used_by})
 
 
+# Fields for methods that have a teacher, and for those whose teacher learns.
 kd_option = functools.partial(option, used_by=lambda method: method.teacher != "none")
 meta_option = functools.partial(option, used_by=lambda method: method.teacher == "learning")
 
@@ -686,7 +687,8 @@ def take(context: Seed, name, journal):
 
 def finish(stage: Stage, journal, state):
     """Save the stage's networks, score them on dev and, this once, on test, and note the results."""
-    context, task, metric, labels = stage.context, stage.task, stage.task.metrics[0], stage.task.dev.labels
+    context, task = stage.context, stage.task
+    metric, labels = task.metrics[0], task.dev.labels
     # The best score that one answer to everything can have.
     chance = max(METRICS[metric](0 * labels + label, labels) for label in np.unique(labels))
     for title, learner in stage.learners.items():
@@ -949,7 +951,7 @@ def introduce(config: Config, task: data.Task):
 
 def check_networks(config: Config, context: Seed):
     """Build the first seed's networks, and each again from what a file would hold of it: what cannot be built or saved
-    fails before the run begins. Raises InputError, also if pkd's networks do not match, and CheckpointError."""
+    fails before the run begins. Raises InputError and CheckpointError, this one also if pkd's networks do not match."""
     shapes = []
     for role in context.sources:
         network = context.network(role).network
