@@ -1,8 +1,8 @@
 """The main job, `python train.py --task sst2`: train a teacher, then a student by each method; print what came of it.
 
 Every student starts from the same weights and takes the same number of steps. METHODS says which labels it sees. A run
-is a list of stages: for each seed each teacher, then each method. On one machine the same configuration gives the same
-numbers, stopped and resumed or not.
+is a list of stages: for each seed each teacher, then each method. On one machine the same configuration, with as many
+processes, gives the same numbers, stopped and resumed or not.
 """
 
 import argparse
@@ -689,8 +689,6 @@ def finish(stage: Stage, journal, state):
     """Save the stage's networks, score them on dev and, this once, on test, and note the results."""
     context, task = stage.context, stage.task
     metric, labels = task.metrics[0], task.dev.labels
-    # The best score that one answer to everything can have.
-    chance = max(METRICS[metric](0 * labels + label, labels) for label in np.unique(labels))
     for title, learner in stage.learners.items():
         tokenizer = context.tokenizers[learner.role]
         whole = models.to_save(learner.network, tokenizer.to_str() if tokenizer else None, task.label_names)
@@ -698,8 +696,10 @@ def finish(stage: Stage, journal, state):
         write_whole(context.file(title), whole)
         scores = context.scores(learner, "dev", "test")
         score = scores[f"dev {metric}"]
-        if title.endswith("before") and score < chance + 0.02:
-            print(f"note: {title}: dev {metric} {score:.3f}; one answer to everything has {chance:.3f}")
+        if title.endswith("before"):
+            chance = max(METRICS[metric](0 * labels + label, labels) for label in np.unique(labels))
+            if score < chance + 0.02:
+                print(f"note: {title}: dev {metric} {score:.3f}; one answer to everything has {chance:.3f}")
         journal["log"].append({"seed": context.seed, "stage": stage.name, "model": title, "final_scores": scores})
         result = {
             "scores": scores,
@@ -960,10 +960,11 @@ def check_networks(config: Config, context: Seed):
             shapes.append(models.KINDS[saved["kind"]].config(**saved["config"]))
             models.build(shapes[-1]).load_state_dict(saved["weights"])
     student, *teachers = shapes
-    for teacher in teachers if config.beta is not None else []:  # a method of the run uses it
+    if config.beta is not None:  # a method of the run uses it
         with models.expecting("pkd: expected a student of 2 layers or more, as wide as its teacher and no deeper"):
-            fits = teacher.hidden == student.hidden and teacher.layers >= student.layers >= 2
-            expect(fits, f"found {student.layers} of width {student.hidden}, {teacher.layers} of {teacher.hidden}")
+            for teacher in teachers:
+                fits = teacher.hidden == student.hidden and teacher.layers >= student.layers >= 2
+                expect(fits, f"found {student.layers} of width {student.hidden}, {teacher.layers} of {teacher.hidden}")
 
 
 class Trained:
