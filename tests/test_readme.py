@@ -41,6 +41,9 @@ def test_its_differences_are_those_of_the_record():
     found = re.findall(r"[-+]\d+\.\d\s\[[-+]\d+\.\d, [-+]\d+\.\d\]", README.replace("\n ", ""))
     assert len(found) >= 6
     assert all(one in results for one in found)
+    without_interval = re.findall(r"[-+]\d+\.\d(?=[;)])", README)  # such as (-0.2)
+    assert len(without_interval) >= 4
+    assert all(f" {one} [" in results for one in without_interval)
 
 
 def test_its_methods_are_those_of_the_table():
