@@ -105,7 +105,6 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.config = config
-        self.patient_layers = ()  # counted from 1; see forward
         self.words = nn.Embedding(config.vocab_size, config.hidden)
         self.positions = nn.Embedding(config.max_positions, config.hidden)
         self.types = nn.Embedding(config.token_types, config.hidden) if config.token_types else None
@@ -130,10 +129,10 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(self.blocks[layer] for layer in layers)
         self.config = replace(self.config, layers=len(layers))
 
-    def forward(self, input_ids, attention_mask=None, token_type_ids=None):
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, layers=()):
         """input_ids (B, T), attention_mask (B, T), 1 at real tokens, token_type_ids (B, T) -> logits (B, K).
-        Without a mask all tokens are real; without types all are of type 0. With n `patient_layers` the result is
-        (logits, their [CLS] states (B, n, D)). Raises ValueError on a sentence longer than the model has positions."""
+        Without a mask all tokens are real; without types all are of type 0. With n `layers`, counted from 1, the result
+        is (logits, their [CLS] states (B, n, D)). Raises ValueError on a sentence with too many tokens."""
         T = input_ids.shape[1]
         offset = self.config.position_offset
         if T > self.config.max_tokens:
@@ -144,16 +143,16 @@ class Encoder(nn.Module):
             states = states + self.types(types)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         mask = mask.bool()[:, None, None, :]  # (B, 1, 1, T)
-        layers = [self.dropout(self.norm(states))]  # (B, T, D): the embeddings, then each layer's output
+        outputs = [self.dropout(self.norm(states))]  # (B, T, D): of the embeddings, then of each layer
         for block in self.blocks:
-            layers.append(block(layers[-1], mask))
-        first_token = [states[:, 0] for states in layers]  # [CLS], (B, D) each
+            outputs.append(block(outputs[-1], mask))
+        first_token = [states[:, 0] for states in outputs]  # [CLS], (B, D) each
         activation = getattr(torch, self.config.pooler)
         pooled = activation(self.pooler(first_token[-1]))  # (B, D)
         logits = self.classifier(self.dropout(pooled))
-        if not self.patient_layers:
+        if not layers:
             return logits
-        return logits, torch.stack([first_token[layer] for layer in self.patient_layers], dim=1)
+        return logits, torch.stack([first_token[layer] for layer in layers], dim=1)
 
 
 @dataclass(frozen=True)
@@ -170,8 +169,8 @@ RESNETS |= {f"resnet{depth}x4": ResNetConfig(depth, (32, 64, 128, 256)) for dept
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """BatchNorm in the type of its weights, whatever autocast hands it: its forward-mode derivative has no bfloat16,
-    and pilot and micro-batches must round alike."""
+    """BatchNorm in the type of its weights, whatever autocast hands it: its forward-mode derivative has no
+    bfloat16."""
 
     def forward(self, states):
         """(B, C, H, W) -> the same."""
@@ -252,6 +251,7 @@ class Kind(NamedTuple):
     - The configuration is a frozen dataclass with `num_labels`; of networks that read sentences also with `vocab_size`
       and `max_tokens`, the longest sentence. A field `dropout` is set by the run.
     - Called with the inputs of one batch by name, (B, ...), it returns logits (B, num_labels).
+    - Called with `layers` too, an encoder returns (logits, states of these layers), for methods that ask for states.
     - Its last layer, which other labels replace, is `classifier`.
     """
 

@@ -31,6 +31,7 @@ import models
 from data import InputError, expect
 
 PROGRAM = "train.py"  # in messages; a script that adds methods puts its own name here
+MORE_METHODS = "notebooks/methods.py"
 DEVICES = ["auto", "cpu"] + ["cuda"] * torch.cuda.is_available()
 # Under torchrun RANK is this process's number, RANKS how many there are. Each computes its own part of every batch.
 # Each scores the whole dev and test. The first alone writes files and prints.
@@ -95,18 +96,14 @@ class Config:
     finetune_lr: float = option("rate of the teacher's own training, before it teaches", POSITIVE)
     student_lr: float = option("rate of the students", POSITIVE)
     optimizer: str = option("optimiser of students, and of the teacher's own training", OPTIMIZERS)
-    schedule: str = option("schedule of their rates", SCHEDULES)
+    schedule: str = option("schedule of all rates", SCHEDULES)
     alpha: float = kd_option("α, weight of the soft term", SHARE)
     temperature: float = kd_option("T, the logits' divisor", POSITIVE)
-    beta: float = option("β, weight of pkd's states", NOT_NEGATIVE, used_by=lambda method: method.loss is patient_loss)
     pilot_lr: float = meta_option("λ, rate of the pilot update", POSITIVE)
     teacher_lr: float = meta_option("μ, rate of the meta update, while it teaches", NOT_NEGATIVE)
     teacher_optimizer: str = meta_option("optimiser of the meta update", OPTIMIZERS)
-    teacher_schedule: str = meta_option("schedule of its rate", SCHEDULES)
-    teacher_clip: float = meta_option("cut the meta-gradient to that length [no]", POSITIVE)
     quiz_batch_size: int = meta_option("quiz examples a step, as many of each class", COUNT)
     meta_grad: str = meta_option("way to the meta-gradient", [*metadistil.MODES])
-    micro_batch: int = meta_option("examples at a time in the teacher's backward pass [all]", COUNT)
     meta_every: int = meta_option("the teacher learns at every K-th step", COUNT)
     learn_quiz: bool = meta_option("MetaDistil's students, too, train on the quiz's labels", None, False)
     seeds: int = option("do everything with seeds 0 to N-1", COUNT, 1)
@@ -133,8 +130,7 @@ BASE = {  # of a run on a task's files; what another kind does not name, it take
     "teacher": "mini", "student": "tiny", "dropout": 0.2, "teacher_epochs": 3, "warmup_epochs": 1, "epochs": 2,
     "batch_size": 64, "quiz_batch_size": 64, "finetune_lr": 5e-4, "student_lr": 5e-4, "pilot_lr": 0.02,
     "teacher_lr": 1e-5, "optimizer": "adamw", "schedule": "linear", "teacher_optimizer": "adamw",
-    "teacher_schedule": "linear", "alpha": 0.5, "temperature": 2.0, "beta": 100.0, "meta_grad": "second_order",
-    "meta_every": 1,
+    "alpha": 0.5, "temperature": 2.0, "meta_grad": "second_order", "meta_every": 1,
 }  # fmt: skip
 DEFAULTS = {  # an entry for each kind of run, see kind_of_run
     "files": BASE,
@@ -150,8 +146,7 @@ DEFAULTS = {  # an entry for each kind of run, see kind_of_run
     "pictures": BASE | {
         "teacher": "resnet20", "student": "resnet8", "dropout": 0.0, "teacher_epochs": 8, "epochs": 4,
         "batch_size": 128, "quiz_batch_size": 128, "finetune_lr": 0.1, "student_lr": 0.1, "teacher_lr": 2e-4,
-        "optimizer": "momentum", "schedule": "falls", "teacher_optimizer": "momentum", "teacher_schedule": "falls",
-        "alpha": 0.9, "temperature": 4.0, "meta_grad": "jvp", "meta_every": 4,
+        "optimizer": "momentum", "schedule": "falls", "teacher_optimizer": "momentum", "alpha": 0.9, "temperature": 4.0, "meta_grad": "jvp", "meta_every": 4,
     },
 }  # fmt: skip
 
@@ -174,7 +169,8 @@ def is_used(config: Config, field):
 def check(config: Config):
     """Raise InputError on a value of another type, out of its range, or that no method of the run uses."""
     for name in str(config.methods).split(","):
-        expect(name in METHODS, f"--methods {name}: expected some of {', '.join(METHODS)}")
+        more = "" if PROGRAM == MORE_METHODS else f"; python {MORE_METHODS} has more, such as pkd"
+        expect(name in METHODS, f"--methods {name}: expected some of {', '.join(METHODS)}{more}")
     for field in dataclasses.fields(config):
         value, flag = getattr(config, field.name), f"--{field.name.replace('_', '-')}"
         if value is field.default:  # not given
@@ -260,38 +256,37 @@ class Method(NamedTuple):
     """What makes a method. A script adds one by `METHODS["name"] = Method(...)`."""
 
     # "none": there is no teacher. "fixed": it does not change. "learning": at every `meta_every`-th step after the
-    # warm-up, `step` is taken, in which the teacher learns; at the others distil_step.
+    # warm-up `step` is taken, in which the teacher learns; at the others distil_step.
     teacher: str
     quiz_labels: bool  # does the student train on the quiz's labels, too?
     # loss(stage) gives L_S, a function (student_outputs, teacher_outputs, labels) -> scalar. Its teacher_outputs are
     # None in the warm-up, and always where there is no teacher.
     loss: Callable
-    # step(stage, batch, draw_quiz, log) takes one training step, and returns L_S; not called in the warm-up. log: a
-    # dict to put tensors into, or None if this step is not logged.
+    # step(stage, batch, rows, k) takes training step k on the batch, whose examples have these row numbers in train and
+    # quiz, and returns {"loss": L_S, ...}, tensors for the log. It is not called in the warm-up.
     step: Callable
+    # states(student's configuration, a network's own) gives the layers whose [CLS] states that network returns beside
+    # its logits. None: networks return logits.
+    states: Callable | None = None
 
 
-def distil_step(stage, batch, draw_quiz, log):
+def distil_step(stage, batch, rows, k):
     """The student learns, and the teacher stays as it is: plain KD or, without a teacher, fine-tuning."""
-    return metadistil.real_update(stage.student, stage.teachers, batch, stage.student_optimizer, stage.loss)
+    return {"loss": metadistil.real_update(stage.learner, stage.teachers, batch, stage.optimizer, stage.loss)}
 
 
-def meta_step(stage, batch, draw_quiz, log):
-    """One turn of Algorithm 1. If there is a log, it gets the quiz loss before the pilot and after."""
-    config, quiz = stage.config, draw_quiz()
-    student = stage.student
-    teachers = stage.teachers
-    if log is not None:
-        theta_S = dict(student.named_parameters())
-        log["quiz_loss_before"], _ = metadistil.quiz_gradient(student, theta_S, quiz, stage.quiz_loss)
-    L_S, found = metadistil.metadistil_step(
-        student, teachers, batch, quiz, stage.student_optimizer, stage.teacher_optimizer, pilot_lr=config.pilot_lr,
-        loss=stage.loss, quiz_loss=stage.quiz_loss, mode=config.meta_grad, micro_batch=config.micro_batch,
-        clip=config.teacher_clip,
+def meta_step(stage, batch, rows, k):
+    """One turn of Algorithm 1. A step that is logged also measures the quiz loss before the pilot."""
+    config, quiz = stage.config, stage.context.quiz(k)
+    found = {}
+    if stage.is_logged(k):
+        theta_S = dict(stage.learner.named_parameters())
+        found["quiz_loss_before"], _ = metadistil.quiz_gradient(stage.learner, theta_S, quiz, stage.quiz_loss)
+    L_S, result = metadistil.metadistil_step(
+        stage.learner, stage.teachers, batch, quiz, stage.optimizer, stage.teacher_optimizer,
+        pilot_lr=config.pilot_lr, loss=stage.loss, quiz_loss=stage.quiz_loss, mode=config.meta_grad,
     )  # fmt: skip
-    if log is not None:
-        log["quiz_loss_after"] = found.quiz_loss
-    return L_S
+    return found | {"loss": L_S, "quiz_loss_after": result.quiz_loss}
 
 
 def logits_loss(stage):
@@ -302,42 +297,14 @@ def logits_loss(stage):
     return functools.partial(regression_kd_loss, alpha=config.alpha)
 
 
-def patient_loss(stage):
-    """L_S of pkd: kd_loss + β pkd_loss. From here on the networks return (logits, states of `patient_layers`)."""
-    of_logits, beta = logits_loss(stage), stage.config.beta
-    M = stage.student.network.config.layers
-    for reader in [stage.student, *stage.teachers]:
-        # The student's layers 1 to M - 1, beside every (L / M)-th of a teacher's L (Sun et al. 2019, section 3.2).
-        L = reader.network.config.layers
-        reader.network.patient_layers = tuple(n * L // M for n in range(1, M))
-
-    def loss(student_outputs, teacher_outputs, labels):
-        if teacher_outputs is None:
-            return of_logits(student_outputs[0], None, labels)
-        (z_S, states_S), (z_T, states_T) = student_outputs, teacher_outputs
-        return of_logits(z_S, z_T, labels) + beta * pkd_loss(states_S, states_T)
-
-    return loss
-
-
 # Which labels each student sees (--learn-quiz adds the quiz's), and whether its teacher learns: this table decides.
 # Before it teaches, every teacher is trained as by finetune, on the labels of train and quiz. So the quiz is new to
 # MetaDistil's student, and not to its teacher.
 METHODS = {
     "finetune": Method("none", quiz_labels=True, loss=logits_loss, step=distil_step),
     "kd": Method("fixed", quiz_labels=True, loss=logits_loss, step=distil_step),
-    "pkd": Method("fixed", quiz_labels=True, loss=patient_loss, step=distil_step),
     "metadistil": Method("learning", quiz_labels=False, loss=logits_loss, step=meta_step),
-    "metadistil-pkd": Method("learning", quiz_labels=False, loss=patient_loss, step=meta_step),
 }
-
-
-def pkd_loss(student_states, teacher_states):
-    """Patient KD's second term: the squared distance of normalised [CLS] states (B, n, D), n layers of width D.
-    Sun et al. 2019, equation 7; the mean over B, n and D, as their code has it -> scalar."""
-    h_S = nn.functional.normalize(student_states, dim=-1)
-    h_T = nn.functional.normalize(teacher_states, dim=-1)
-    return (h_S - h_T).square().mean()
 
 
 def regression_kd_loss(student_outputs, teacher_outputs, labels, alpha=0.5):
@@ -396,12 +363,15 @@ class Reader(nn.Module):
     def __init__(self, network: nn.Module, role, device, precision):
         super().__init__()
         self.network, self.role = network, role
+        self.layers = ()  # whose states the method asks for
         self.autocast = functools.partial(
             torch.autocast, device, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False
         )
 
     def read(self, **inputs):
         """The network's outputs of inputs by name."""
+        if self.layers:
+            inputs = inputs | {"layers": self.layers}
         with self.autocast():
             return self.network(**inputs)
 
@@ -523,17 +493,10 @@ class Seed:
         return inputs, labels
 
     def quiz(self, step):
-        """The quiz batch of a step, as many examples of each class: ([{role: inputs}, ...], labels (B,)). It comes in
-        parts, by length, where the longest sentence, to which the others are padded, is twice the mean or more."""
-        both = self.encoded["student"]["train+quiz"]
+        """The quiz batch of a step, as many examples of each class: ({role: inputs}, labels (B,))."""
         n = len(self.task.train)
-        rows = own_part(n + data.sample_quiz(both.labels[n:], self.config.quiz_batch_size, self.seed, step))
-        length = both.lengths[rows]
-        n_parts = int(length.max() // length.mean())
-        if n_parts > 1:
-            rows = rows[np.argsort(length, kind="stable")]
-        inputs, labels = zip(*(self.batch(part) for part in np.array_split(rows, n_parts)))
-        return list(inputs), torch.cat(labels)
+        labels = self.encoded["student"]["train+quiz"].labels[n:]
+        return self.batch(own_part(n + data.sample_quiz(labels, self.config.quiz_batch_size, self.seed, step)))
 
     def scores(self, reader: Reader, *splits):
         """{"dev accuracy": 0.81, ...}: the task's metrics on those of the splits that have labels."""
@@ -551,8 +514,8 @@ class Seed:
 
 
 class Stage:
-    """The training of one network, `self.student`: a student's, by the method `name`; or a teacher's own, from labels,
-    before it teaches, where `student` is that teacher and `name` its role. `learners` are all networks that change, by
+    """The training of one network, `learner`: a student's, by the method `name`; or a teacher's own, from labels,
+    before it teaches, where `name` is its role. `learners` are all networks that change, by
     title: "teacher before", "student kd", "teacher after metadistil"."""
 
     def __init__(self, context: Seed, name):
@@ -566,12 +529,12 @@ class Stage:
         self.current_pass = None  # the pass over the data that `self.batches` belongs to; None before the first
         config = self.config
         role = name if name in context.sources else "student"
-        self.student = context.network(role)
+        self.learner = context.network(role)
         if role == "student":
             self.method = METHODS[name]
             self.rate = config.student_lr
             epochs, warmup_epochs = config.epochs, config.warmup_epochs
-            self.learners = {f"student {name}": self.student}
+            self.learners = {f"student {name}": self.learner}
             if self.method.teacher != "none":
                 _, *roles = context.sources  # but for the student
                 self.teachers = [context.network(role, saved=f"{role} before") for role in roles]
@@ -584,12 +547,15 @@ class Stage:
             self.rate = config.finetune_lr
             ready = context.sources[name].endswith(".pt")
             epochs, warmup_epochs = 0 if ready else config.teacher_epochs, 0
-            self.learners = {f"{name} before": self.student}
+            self.learners = {f"{name} before": self.learner}
         self.warmup_steps = warmup_epochs * context.steps_per_epoch
         self.total = self.warmup_steps + epochs * context.steps_per_epoch
-        self.student_optimizer = OPTIMIZERS[config.optimizer](self.student.parameters(), lr=0.0)
+        self.optimizer = OPTIMIZERS[config.optimizer](self.learner.parameters(), lr=0.0)
+        if self.method.states:
+            for reader in [self.learner, *self.teachers]:
+                reader.layers = self.method.states(self.learner.network.config, reader.network.config)
         self.loss = self.method.loss(self)
-        self.changing = [*self.learners.values(), *filter(None, [self.student_optimizer, self.teacher_optimizer])]
+        self.changing = [*self.learners.values(), *filter(None, [self.optimizer, self.teacher_optimizer])]
 
     def state(self):
         """What a checkpoint holds of the stage: networks and optimisers that change, where dropout's draws stand."""
@@ -606,8 +572,8 @@ class Stage:
         for generator, saved in zip(RANDOM, state["rng"][RANK]):
             generator.set_rng_state(saved)
 
-    def batch(self, k):
-        """The training batch of step k."""
+    def rows(self, k):
+        """The row numbers in train and quiz of step k's training batch."""
         context = self.context
         batch_size = self.config.batch_size
         lengths = context.encoded["student"]["train+quiz"].lengths
@@ -619,23 +585,31 @@ class Stage:
         if self.current_pass != current_pass:
             self.current_pass = current_pass
             self.batches = data.batches_of(lengths, batch_size, context.seed, current_pass)
-        return context.batch(own_part(self.batches[place]), k)
+        return own_part(self.batches[place])
 
-    def step(self, k, log):
-        """Take step k, at the rates of its schedules -> L_S."""
+    def is_logged(self, k):
+        """Whether step k has a line in metrics.jsonl. Counted from the end of the warm-up, so that steps at which the
+        teacher learns are among them."""
+        return (k - self.warmup_steps) % self.config.log_every == 0 or k + 1 == self.total
+
+    def share(self, k):
+        """The share of the teacher's rate at step k."""
+        return SCHEDULES[self.config.schedule](k - self.warmup_steps, self.total - self.warmup_steps)
+
+    def step(self, k):
+        """Take step k, at the rates of its schedule -> {"loss": L_S, ...}."""
         config = self.config
         since_warmup = k - self.warmup_steps
-        set_rate(self.student_optimizer, self.rate * SCHEDULES[config.schedule](k, self.total))
-        batch = self.batch(k)
-        draw_quiz = functools.partial(self.context.quiz, k)
+        set_rate(self.optimizer, self.rate * SCHEDULES[config.schedule](k, self.total))
+        rows = self.rows(k)
+        batch = self.context.batch(rows, k)
         if since_warmup < 0:  # the student learns from labels alone
-            return metadistil.real_update(self.student, [], batch, self.student_optimizer, self.loss)
+            return {"loss": metadistil.real_update(self.learner, [], batch, self.optimizer, self.loss)}
         if self.method.teacher == "learning":
             if since_warmup % config.meta_every:  # the teacher stays as it is
-                return distil_step(self, batch, draw_quiz, log)
-            share = SCHEDULES[config.teacher_schedule](since_warmup, self.total - self.warmup_steps)
-            set_rate(self.teacher_optimizer, config.teacher_lr * share)
-        return self.method.step(self, batch, draw_quiz, log)
+                return distil_step(self, batch, rows, k)
+            set_rate(self.teacher_optimizer, config.teacher_lr * self.share(k))
+        return self.method.step(self, batch, rows, k)
 
 
 def set_rate(optimizer, rate):
@@ -656,16 +630,13 @@ def take(context: Seed, name, journal):
     noted, last_saved, last_shown = {}, time.monotonic(), -np.inf  # noted: for the line of progress
     for k in range(state["step"], stage.total):
         started, last = time.perf_counter(), k + 1 == stage.total
-        # Counted from the end of the warm-up, so that steps at which the teacher learns are among those logged.
-        due = (k - stage.warmup_steps) % config.log_every == 0
-        log = {} if due or last else None
-        loss = stage.step(k, log).item()
+        found = {name: value.item() for name, value in stage.step(k).items()}
+        loss = found["loss"]
         entry = {"seed": context.seed, "stage": name, "step": k + 1}
         expect(np.isfinite(loss), f"{entry}: expected a finite loss, found {loss}; try a tenth of the rates")
         state |= {"step": k + 1, "seconds": state["seconds"] + time.perf_counter() - started}
-        if log is not None:
-            quiz_losses = {key: value.item() for key, value in log.items()}
-            journal["log"].append(entry | {"loss": loss} | quiz_losses)
+        if stage.is_logged(k):
+            journal["log"].append(entry | found)
             noted["loss"] = loss
         epoch, left = divmod(k + 1, context.steps_per_epoch)
         if not left:
@@ -951,7 +922,7 @@ def introduce(config: Config, task: data.Task):
 
 def check_networks(config: Config, context: Seed):
     """Build the first seed's networks, and each again from what a file would hold of it: what cannot be built or saved
-    fails before the run begins. Raises InputError and CheckpointError, this one also if pkd's networks do not match."""
+    fails before the run begins. Raises InputError and CheckpointError, as do the methods that ask for states."""
     shapes = []
     for role in context.sources:
         network = context.network(role).network
@@ -959,12 +930,10 @@ def check_networks(config: Config, context: Seed):
             saved = models.to_save(network)
             shapes.append(models.KINDS[saved["kind"]].config(**saved["config"]))
             models.build(shapes[-1]).load_state_dict(saved["weights"])
-    student, *teachers = shapes
-    if config.beta is not None:  # a method of the run uses it
-        with models.expecting("pkd: expected a student of 2 layers or more, as wide as its teacher and no deeper"):
-            for teacher in teachers:
-                fits = teacher.hidden == student.hidden and teacher.layers >= student.layers >= 2
-                expect(fits, f"found {student.layers} of width {student.hidden}, {teacher.layers} of {teacher.hidden}")
+    for name in config.methods.split(","):
+        if METHODS[name].states:
+            for shape in shapes:
+                METHODS[name].states(shapes[0], shape)
 
 
 class Trained:

@@ -8,6 +8,7 @@ bfloat16 has rows where the machine multiplies in it: imitated, it is too slow t
 
 import argparse
 import importlib.util
+import itertools
 import re
 import statistics
 import subprocess
@@ -70,14 +71,14 @@ class Bench:
 
     def rows(self) -> dict:
         """{(method, precision): a function that takes one step (or eight)}."""
-        B, found = len(self.batch[1]), {}
+        found = {}
         for precision, (student, teacher, *optimizers) in self.pairs.items():
 
             def kd(student=student, teacher=teacher, optimizers=optimizers):
                 metadistil.real_update(student, [teacher], self.batch, optimizers[0])
 
-            def ours(mode, micro_batch=None, student=student, teacher=teacher, optimizers=optimizers):
-                settings = {"pilot_lr": PILOT_LR, "mode": mode, "micro_batch": micro_batch}
+            def ours(mode, student=student, teacher=teacher, optimizers=optimizers):
+                settings = {"pilot_lr": PILOT_LR, "mode": mode}
                 metadistil.metadistil_step(student, [teacher], self.batch, self.quiz, *optimizers, **settings)
 
             def every_eighth(kd=kd, ours=ours):
@@ -88,7 +89,6 @@ class Bench:
             found["KD", precision] = kd
             for mode in metadistil.MODES:
                 found[f"MetaDistil, {mode}", precision] = lambda mode=mode, ours=ours: ours(mode)
-            found[f"MetaDistil, jvp, by {B // 2}", precision] = lambda ours=ours: ours("jvp", B // 2)
             found["MetaDistil, jvp, every 8th step", precision] = every_eighth
         for name, gradient in {"higher": with_higher, "torchopt": with_torchopt}.items():
             if importlib.util.find_spec(name):
@@ -242,35 +242,19 @@ def main():
     real = sum(bench.encoded.lengths)
     computed = sum(len(rows) * bench.encoded.lengths[rows].max() for rows in bench.batches)
     print(f"An epoch of {given.data}: {computed:,} tokens computed for {real:,} real ones, {computed / real:.3f} times.")
-    whole, parts = quiz_padding(given.data)
-    print(f"A quiz of it: {whole:.2f} times if padded to its longest, {parts:.2f} times in the parts in which it is sat.")
-
-
-def quiz_padding(name: str, steps: int = 100) -> tuple[float, float]:
-    """Tokens of a run's quizzes for each real one: if every sentence were padded to the longest, and as they are sat."""
-    context = train.Seed(train.resolve(train.Config(data=name)), 0)
-    first = context.config.warmup_epochs * context.steps_per_epoch
-    quizzes = [context.quiz(step)[0] for step in range(first, first + steps)]  # the inputs of each, in parts
-    masks = [[part["student"]["attention_mask"] for part in parts] for parts in quizzes]  # (B, T) each
-    real, parts = (sum(count(mask) for quiz in masks for mask in quiz) for count in (torch.count_nonzero, torch.numel))
-    whole = sum(sum(map(len, quiz)) * max(mask.shape[1] for mask in quiz) for quiz in masks)
-    return whole / int(real), parts / int(real)
 
 
 def agree(bench):
-    """Print how the meta-gradients of the pair agree: across modes, in micro-batches, across precisions."""
+    """Print how the meta-gradients of the pair agree: across modes and precisions."""
     found = {}
-    for mode, micro_batch, precision in (("second_order", None, "fp32"), ("jvp", None, "fp32"), ("jvp", 7, "fp32"),
-                                         ("second_order", None, "bf16"), ("jvp", None, "bf16")):  # fmt: skip
-        if precision not in bench.pairs:
-            continue
+    for precision, mode in itertools.product(bench.pairs, metadistil.MODES):
         student, teacher, *_ = bench.pairs[precision]
         for network, source in zip((student, teacher), bench.pairs["fp32"]):
             network.load_state_dict(source.state_dict())
-        settings = {"pilot_lr": PILOT_LR, "mode": mode, "micro_batch": micro_batch}
+        settings = {"pilot_lr": PILOT_LR, "mode": mode}
         grads = metadistil.meta_gradient(student, [teacher], bench.batch, bench.quiz, **settings).grads
-        found[mode, micro_batch, precision] = torch.cat([grad.flatten() for grad in grads]).double()
-    exact = found["second_order", None, "fp32"]
+        found[mode, precision] = torch.cat([grad.flatten() for grad in grads]).double()
+    exact = found["second_order", "fp32"]
     student = bench.pairs["fp32"][0]
     F_S = flops(lambda: student(**bench.batch[0]))
     print("\nArithmetic of the meta-gradient alone, in forward passes of the student:")
@@ -279,10 +263,9 @@ def agree(bench):
         work = flops(lambda: metadistil.meta_gradient(student, [bench.pairs["fp32"][1]], bench.batch, bench.quiz, **settings))
         print(f"- {mode}: {work / F_S:.2f}")
     print("\nMeta-gradients beside second_order in fp32:")
-    for (mode, micro_batch, precision), other in list(found.items())[1:]:
+    for (mode, precision), other in list(found.items())[1:]:
         distance, cosine = (other - exact).norm() / exact.norm(), torch.cosine_similarity(other, exact, dim=0)
-        by = f", by {micro_batch}" if micro_batch else ""
-        print(f"- {mode}{by}, {precision}: relative difference {distance:.1e}, cosine {cosine:.6f}")
+        print(f"- {mode}, {precision}: relative difference {distance:.1e}, cosine {cosine:.6f}")
 
 
 if __name__ == "__main__":

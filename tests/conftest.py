@@ -93,6 +93,34 @@ def shaken(module, scale=0.1):
     return module
 
 
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run the slow tests, too")
+
+
 def pytest_configure(config):
     """torch's own forward-mode rules use a function that torch itself calls deprecated."""
     config.addinivalue_line("filterwarnings", "ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+    config.addinivalue_line("markers", "slow: left out unless --all is given")
+
+
+def everything(config):
+    """With --all; and when a reader's own file is checked, as notebooks/exercise.md says."""
+    return config.getoption("--all") or "MINE" in os.environ
+
+
+@pytest.hookimpl(trylast=True)  # after -k
+def pytest_collection_modifyitems(config, items):
+    if everything(config):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.left_out = len(slow)
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter, config):
+    """How to run what was left out. With -n other processes know how many."""
+    left_out = getattr(config, "left_out", "")
+    if left_out != 0 and not everything(config):
+        terminalreporter.write_line(f"{left_out} slow tests were left out; pytest --all runs them, too".strip())

@@ -26,7 +26,6 @@ STEPS = {
     "KD": None,
     "second_order": {"mode": "second_order"},
     "jvp": {"mode": "jvp"},
-    "jvp, by 8": {"mode": "jvp", "micro_batch": 8},
 }
 
 

@@ -113,24 +113,31 @@ def test_a_network_that_its_configuration_does_not_describe_fails_before_its_tra
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_another_optimiser_for_the_teacher_is_settings_alone(tmp_path):
     flags = "--task sst2 --data builtin --teacher micro --train-size 60 --quiz-size 20 --teacher-epochs 1 --warmup-epochs 0 --epochs 1"
-    flags += f" --methods metadistil --teacher-optimizer sgd --teacher-lr 1000 --teacher-clip 1e-4 --out {tmp_path / 'run'}"
+    flags += f" --methods metadistil --teacher-optimizer sgd --teacher-lr 10 --out {tmp_path / 'run'}"
     command_line(*flags.split(), check=True)
     before, after = (models.read_saved(tmp_path / "run" / "seed0" / f"teacher-{name}.pt")[0] for name in ("before", "after-metadistil"))
     moved = [one.detach() - other.detach() for one, other in zip(after.parameters(), before.parameters())]
     length = torch.stack([part.norm() for part in moved]).norm().item()
-    assert length == pytest.approx(1000 * 1e-4, rel=1e-3)  # one step of all 60 examples: the rate times the clip
+    config, _ = train.read_journal(str(tmp_path / "run"))
+    stage = train.Stage(train.Seed(config, 0), "metadistil")  # as it began: one step, of all 60 examples
+    batch, quiz = stage.context.batch(stage.rows(0), 0), stage.context.quiz(0)
+    settings = {"pilot_lr": config.pilot_lr, "loss": stage.loss, "quiz_loss": stage.quiz_loss, "mode": config.meta_grad}
+    grads = metadistil.meta_gradient(stage.learner, stage.teachers, batch, quiz, **settings).grads
+    expected = 10 * torch.stack([gradient.norm() for gradient in grads]).norm().item()
+    assert stage.total == 1 and len(batch[1]) == 60 and length == pytest.approx(expected, rel=1e-3) and expected > 0
 
 
 def test_mutual_learning_is_a_row_and_a_function(tmp_path, monkeypatch):
     """Zhang et al. 2018: student and teacher learn from each other."""
 
-    def mutual_step(stage, batch, quiz, log):
-        L_S = metadistil.real_update(stage.student, stage.teachers, batch, stage.student_optimizer, stage.loss)
+    def mutual_step(stage, batch, rows, k):
+        L_S = metadistil.real_update(stage.learner, stage.teachers, batch, stage.optimizer, stage.loss)
         for teacher in stage.teachers:
-            metadistil.real_update(teacher, stage.student, batch, stage.teacher_optimizer, stage.loss)
-        return L_S
+            metadistil.real_update(teacher, stage.learner, batch, stage.teacher_optimizer, stage.loss)
+        return {"loss": L_S}
 
     monkeypatch.setitem(train.METHODS, "mutual", train.Method("learning", True, train.logits_loss, mutual_step))
     finished = train.run(small(tmp_path / "run", methods="kd,mutual", teacher_lr=1e-2))

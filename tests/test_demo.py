@@ -171,6 +171,7 @@ def test_the_tokens_are_those_that_the_networks_read(reviews, serve):
     assert line["tokens"] == [[token, n == place] for n, token in enumerate(expected)]
 
 
+@pytest.mark.slow
 def test_models_of_another_tokeniser_have_a_line_of_their_own(reviews, tmp_path_factory, serve):
     teacher = str(reviews / "seed0" / "teacher-before.pt")
     run = trained(tmp_path_factory, data="builtin", train_size=4, quiz_size=4, teacher=teacher, methods="metadistil")
@@ -371,6 +372,7 @@ def test_what_a_user_can_mend_ends_in_one_line(reviews, flowers, tmp_path, capfd
             assert expected in said
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_quietly(reviews):
     command = [sys.executable, ROOT / "notebooks" / "demo.py", reviews, "--port", "0", "--no-browser"]
     # Whoever is started in the background is started deaf to Ctrl-C: it is told to hear.
@@ -440,6 +442,7 @@ def shares(browser, selector, side):
     return browser.execute_script(script, selector, side)
 
 
+@pytest.mark.slow
 def test_what_is_typed_is_answered_in_the_table(reviews, serve, browser):
     visit(browser, serve(reviews))
     text = "the plot is fun"
@@ -471,6 +474,7 @@ def test_what_is_typed_is_answered_in_the_table(reviews, serve, browser):
     assert not browser.get_log("browser")
 
 
+@pytest.mark.slow
 def test_in_a_browser_text_stays_text(reviews, serve, browser):
     served = serve(reviews)
     served.server.demo.models[4].title = ATTACK  # what a saved file holds is not HTML, either
@@ -485,6 +489,7 @@ def test_in_a_browser_text_stays_text(reviews, serve, browser):
     assert not browser.get_log("browser")  # nothing was fetched, nothing was stopped by the policy
 
 
+@pytest.mark.slow
 def test_in_a_browser_an_error_is_said_and_the_next_answer_takes_its_place(reviews, serve, browser):
     served = serve(reviews)
     visit(browser, served)
@@ -505,6 +510,7 @@ def test_in_a_browser_an_error_is_said_and_the_next_answer_takes_its_place(revie
     wait_for(lambda: status.text == "No answer. Does demo.py still run?")
 
 
+@pytest.mark.slow
 def test_in_a_browser_a_late_answer_gives_way(reviews, serve, browser, monkeypatch):
     served = serve(reviews)
     answer, asked, may_end = served.server.answer, threading.Event(), threading.Event()
@@ -528,6 +534,7 @@ def test_in_a_browser_a_late_answer_gives_way(reviews, serve, browser, monkeypat
     assert one_of(browser, "caption").text == "“the plot is fast”"
 
 
+@pytest.mark.slow
 def test_in_a_browser_a_pair(pairs, serve, browser):
     visit(browser, serve(pairs))
     first, second = all_of(browser, "input")
@@ -544,6 +551,7 @@ def test_in_a_browser_a_pair(pairs, serve, browser):
         assert prediction[0] == f"{score:.2f}"
 
 
+@pytest.mark.slow
 def test_in_a_browser_pictures_by_the_keyboard(flowers, serve, browser):
     served = serve(flowers)
     visit(browser, served)
@@ -565,6 +573,7 @@ def test_in_a_browser_pictures_by_the_keyboard(flowers, serve, browser):
     assert not browser.get_log("browser")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [320, 970])
 def test_in_a_browser_nothing_is_wider_than_the_screen(reviews, pairs, flowers, serve, browser, width):
     for run in (reviews, pairs, flowers):

@@ -661,19 +661,19 @@ def one_tensor(batch):
 def step_of(mine):
     """A step for a row of train.METHODS: the turn that stands in the file, with the loss that stands there."""
 
-    def step(stage, batch, draw_quiz, log):
-        config, (parts, labels) = stage.config, draw_quiz()
-        [quiz] = parts  # the reviews are short, so no quiz is sat in parts
+    def step(stage, batch, rows, k):
+        config, quiz = stage.config, stage.context.quiz(k)
         L_S, _ = mine.metadistil_step(
-            OneArgument(stage.student), OneArgument(stage.teachers[0]), one_tensor(batch), one_tensor((quiz, labels)),
-            stage.student_optimizer, stage.teacher_optimizer, pilot_lr=config.pilot_lr,
+            OneArgument(stage.learner), OneArgument(stage.teachers[0]), one_tensor(batch), one_tensor(quiz),
+            stage.optimizer, stage.teacher_optimizer, pilot_lr=config.pilot_lr,
             loss=partial(mine.kd_loss, alpha=config.alpha, temperature=config.temperature),
         )  # fmt: skip
-        return L_S
+        return {"loss": L_S}
 
     return step
 
 
+@pytest.mark.slow
 def test_step6_a_run_on_the_built_in_task(mine, kd_loss, metadistil_step, monkeypatch, tmp_path):
     """Two rows of one small run, ours and the file's: the same loss at every step."""
     row = train.METHODS["metadistil"]
@@ -748,12 +748,14 @@ def test_what_the_page_says_to_read_is_there():
     assert [name for name in names if not hasattr(metadistil, name) and not hasattr(train, name)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(MINE is not None, reason="of the checks, not of a file")
 def test_a_short_file_of_plain_functions_passes_everything():
     said = check(SOLUTION)
     assert " passed" in said and "failed" not in said and "error" not in said, said
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(MINE is not None, reason="of the checks, not of a file")
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES.keys())
 def test_a_wrong_file_fails_where_it_is_wrong_and_a_hint_says_why(mistake, tmp_path):

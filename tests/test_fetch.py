@@ -445,6 +445,7 @@ def test_a_tokenizer_json_and_its_settings_agree_or_are_refused(tmp_path, capsys
         )
 
 
+@pytest.mark.slow
 @published
 def test_any_settings_are_right_or_refused(tmp_path, capsys):
     """Whatever the files say together: the package's ids and the stated ones, or one line."""
@@ -708,6 +709,7 @@ def test_without_the_package_one_line_says_what_to_install(tmp_path, monkeypatch
     assert "needs the package transformers: pip install -r notebooks/" in refused(capsys, tmp_path, tmp_path)
 
 
+@pytest.mark.slow
 def test_data_sets_and_help_do_without_the_package_and_on_any_terminal():
     code = "import sys; sys.modules['transformers'] = None; import fetch; sys.argv[1:] = {}; fetch.main()"
     code = "; ".join([code.format(["nonsense"]), "sys.argv[1:] = ['--help']", "fetch.main()"])
@@ -871,6 +873,7 @@ def test_a_name_on_the_hub_and_again_from_the_cache(here, hub, weights):
     assert run("org/name") == 0 and saved.is_dir()
 
 
+@pytest.mark.slow
 @published
 def test_the_hub_by_its_environment_variable(here, hub):
     labels = ["négatif", "positif"]  # on a terminal without é

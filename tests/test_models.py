@@ -122,7 +122,7 @@ assert all(theta.grad.isfinite().all() for theta in model.parameters())
 """
 
 
-@pytest.mark.parametrize("width", [3, 4, 5, 7, 8, 12])
+@pytest.mark.parametrize("width", [3, *(pytest.param(width, marks=pytest.mark.slow) for width in (4, 5, 7, 8, 12))])
 def test_no_width_steps_into_the_fault_of_narrow_convolutions(width):
     """As on a processor with AVX2 alone. In a process of its own: a crash, or an endless loop, is a failure here."""
     narrow = os.environ | {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
@@ -183,13 +183,12 @@ def test_dropout_acts_in_train_mode_alone():
 IDS = torch.tensor([[3, 9, 4, 28, 7], [5, 1, 2, 0, 0]])
 
 
-def test_patient_layers_show_their_cls_states():
+def test_layers_that_are_asked_for_show_their_cls_states():
     model = shaken(Encoder(SMALL)).eval()
     logits, seen = model(IDS), []
     for block in model.blocks:
         block.register_forward_hook(lambda module, inputs, output: seen.append(output[:, 0]))
-    model.patient_layers = (2, 1)
-    again, states = model(IDS)
+    again, states = model(IDS, layers=(2, 1))
     assert torch.equal(again, logits) and torch.equal(states, torch.stack([seen[1], seen[0]], dim=1))
 
 

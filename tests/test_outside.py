@@ -96,6 +96,7 @@ def test_a_folder_with_a_presets_name_changes_nothing(tmp_path, monkeypatch):
     assert_same_numbers(tmp_path / "one", tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_take_two_directories(tmp_path):
     given = SMALL | {"methods": "finetune", "teacher_epochs": 1, "epochs": 1}
     del given["quiz_batch_size"]
@@ -173,11 +174,13 @@ def test_any_text_has_an_answer(text, reviews):
     assert label in probabilities and sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_an_empty_sentence_can_be_asked_about(reviews):
     found = command_line("--predict", "", "--out", reviews, check=True)
     assert len(found.stdout.splitlines()) == 3  # the sentence, two networks
 
 
+@pytest.mark.slow
 def test_a_tab_parts_a_pair_and_is_white_space_in_a_sentence(reviews, pairs):
     plain = answers(reviews, b"the plot is witty\n")
     assert plain[0] == 0 and len(plain[1]) == 2
@@ -188,6 +191,7 @@ def test_a_tab_parts_a_pair_and_is_white_space_in_a_sentence(reviews, pairs):
         assert code == 2 and len(said.splitlines()) == 1 and "expected #1 String and #2 String" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [b"caf\xe9 \xff\n", b"\xed\xa0\x80\n"])
 def test_bytes_that_are_not_utf8_end_in_one_line(wrong, reviews):
     code, _, said = answers(reviews, wrong)
@@ -197,6 +201,7 @@ def test_bytes_that_are_not_utf8_end_in_one_line(wrong, reviews):
     assert found.returncode == 2 and len(found.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_standard_input_is_utf8_whatever_the_locale(reviews):
     """And where a terminal lacks a letter, it shows another one."""
     text = "naïve – 电影\n".encode()

@@ -8,6 +8,8 @@ from conftest import ROOT, chromium
 
 sys.path.insert(0, str(ROOT / "notebooks"))
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def browser(tmp_path):

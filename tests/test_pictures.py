@@ -61,6 +61,7 @@ def test_a_hue_is_what_its_name_says(flowers, hue, brightest):
     assert middle.mean(axis=(0, 2, 3)).argmax() == brightest
 
 
+@pytest.mark.slow
 def test_nothing_is_overwritten_and_nothing_half_written(flowers, tmp_path):
     found = run(flowers[0].parent)
     assert found.returncode == 2 and len(found.stderr.splitlines()) == 1

@@ -144,7 +144,8 @@ def test_a_shared_student_beside_a_teacher_that_stays_is_kd(mode):
     ({"batch": torch.zeros(2, 6)}, "pair"),
     ({"quiz": [(torch.zeros(2, 6), torch.zeros(2))] * 2}, "pair"),
     ({"batch": ([torch.zeros(2, 6)] * 2, torch.zeros(2).long())}, "a tuple or a dict"),
-    ({"quiz": ([torch.zeros(2, 6, dtype=torch.float64)] * 2, torch.zeros(2).long())}, "class numbers"),
+    ({"quiz": ([torch.zeros(2, 6)] * 2, torch.zeros(2).long())}, "a tuple or a dict"),
+    ({"quiz": (torch.zeros(2, 6, dtype=torch.float64), torch.zeros(2))}, "class numbers"),
 ])  # fmt: skip
 def test_what_is_not_of_the_form_is_refused_at_the_door(wrong, expected):
     student, teacher, batch, quiz = case(())
@@ -242,10 +243,10 @@ sys.path.insert(0, {root!r})
 sys.path.insert(0, {tests!r})
 import metadistil
 import test_purity
-rank, ranks, mode, micro_batch = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]) or None
-torch.distributed.init_process_group("gloo", init_method=f"file://{{sys.argv[5]}}", rank=rank, world_size=ranks)
-loss = getattr(test_purity, sys.argv[6])
-torch.save(test_purity.split_case(rank, ranks, mode, micro_batch, loss), f"{{sys.argv[5]}}-{{rank}}")
+rank, ranks, mode = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+torch.distributed.init_process_group("gloo", init_method=f"file://{{sys.argv[4]}}", rank=rank, world_size=ranks)
+loss = getattr(test_purity, sys.argv[5])
+torch.save(test_purity.split_case(rank, ranks, mode, loss), f"{{sys.argv[4]}}-{{rank}}")
 """
 
 
@@ -258,7 +259,7 @@ def summed_loss(student_outputs, teacher_outputs, labels):
     return len(labels) * states_loss(student_outputs, teacher_outputs, labels)
 
 
-def split_case(rank, ranks, mode, micro_batch, loss=states_loss):
+def split_case(rank, ranks, mode, loss=states_loss):
     """Meta-gradient, quiz loss and student after a step, of this rank's part of one batch; the parts are uneven."""
     torch.manual_seed(0)
     student, *teachers = (Returns(lambda z: (z, z.square())) for _ in range(3))
@@ -269,35 +270,37 @@ def split_case(rank, ranks, mode, micro_batch, loss=states_loss):
     batch, quiz = (tuple(part[cut(len(part))] for part in whole) for whole in (batch, quiz))
     optimizers = [torch.optim.SGD(nn.ModuleList(group).parameters(), 0.1) for group in ([student], teachers)]
     L_S, found = metadistil_step(
-        student, teachers, batch, quiz, *optimizers, pilot_lr=0.3, loss=loss, mode=mode, micro_batch=micro_batch
+        student, teachers, batch, quiz, *optimizers, pilot_lr=0.3, loss=loss, mode=mode
     )
     parameters = [theta.detach() for theta in nn.ModuleList([student, *teachers]).parameters()]
     return [L_S, found.quiz_loss, *found.grads, *parameters]
 
 
-def split(folder, ranks, mode, micro_batch, loss):
+def split(folder, ranks, mode, loss):
     """What each of the processes finds, a list for each."""
     if not torch.distributed.is_available():
         pytest.skip("this build of torch has no torch.distributed")
     code = RANK.format(root=str(ROOT), tests=str(ROOT / "tests"))
     command = [sys.executable, "-c", code]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    given = [str(ranks), mode, str(micro_batch), str(folder / "meet"), loss.__name__]
+    given = [str(ranks), mode, str(folder / "meet"), loss.__name__]
     processes = [subprocess.Popen([*command, str(rank), *given], env=environment) for rank in range(ranks)]
     assert [process.wait(timeout=120) for process in processes] == [0] * ranks
     return [torch.load(f"{folder / 'meet'}-{rank}") for rank in range(ranks)]
 
 
-@pytest.mark.parametrize("mode, micro_batch", [("second_order", 0), ("jvp", 0), ("jvp", 2)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_a_batch_split_over_processes_gives_the_step_of_the_whole_batch(tmp_path, ranks, mode, micro_batch):
-    whole = split_case(0, 1, mode, None)
-    for found in split(tmp_path, ranks, mode, micro_batch, states_loss):
+def test_a_batch_split_over_processes_gives_the_step_of_the_whole_batch(tmp_path, ranks, mode):
+    whole = split_case(0, 1, mode)
+    for found in split(tmp_path, ranks, mode, states_loss):
         torch.testing.assert_close(found, whole, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.slow
 def test_over_processes_a_loss_must_be_a_mean_over_examples(tmp_path):
     """A sum's mean over the processes is not the sum over all."""
-    L_S, *_ = split_case(0, 1, "second_order", None, summed_loss)
-    for found in split(tmp_path, 2, "second_order", 0, summed_loss):
+    L_S, *_ = split_case(0, 1, "second_order", summed_loss)
+    for found in split(tmp_path, 2, "second_order", summed_loss):
         assert abs(found[0] / L_S - 1) > 0.1

@@ -24,7 +24,7 @@ def test_it_is_short():
 
 
 def test_its_lines_of_the_algorithm_are_the_codes():
-    [code] = re.findall(r"```python\n(    found = .*?)```", README, re.DOTALL)
+    [code] = re.findall(r"```python\n(    settings = .*?)```", README, re.DOTALL)
     assert code in inspect.getsource(metadistil.metadistil_step)
 
 
@@ -50,7 +50,9 @@ def test_its_methods_are_those_of_the_table():
     rows = re.findall(r"^\| `([\w-]+)` \| .* \| (yes|no) \|$", README, re.MULTILINE)
     assert dict(rows) == {name: "yes" if method.quiz_labels else "no" for name, method in train.METHODS.items()
                           if name in dict(rows)}  # fmt: skip
-    assert len(rows) == 5
+    assert len(rows) == 3
+    more = re.findall(r'^    "([\w.-]+)": ', (ROOT / "notebooks" / "methods.py").read_text(encoding="utf-8"), re.MULTILINE)
+    assert "adds eleven methods" in README and len(more) == 11 and {"pkd", "metadistil-pkd"} < set(more)
 
 
 def test_its_tasks_are_those_there_are():
@@ -62,7 +64,7 @@ def test_its_tasks_are_those_there_are():
 def test_what_it_names_exists(page):
     text = PAGES[page]
     flags = {f"--{field.name.replace('_', '-')}" for field in train.dataclasses.fields(train.Config)}
-    flags |= {"--help", "--resume", "--predict", "--nproc-per-node"}
+    flags |= {"--help", "--resume", "--predict", "--nproc-per-node", "--all"}
     assert set(re.findall(r"(?<=[\s`])--[a-z][\w-]*", text)) <= flags
     folder = ROOT if page == "README.md" else ROOT / "notebooks"
     for link in re.findall(r"\]\(([^)]+)\)", text):
@@ -81,7 +83,7 @@ def test_the_reading_core_is_as_long_as_it_says():
     for name, lines in said.items():
         assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) == pytest.approx(int(lines), abs=20)
     parts = [train.Stage, train.take, train.set_rate, train.Method, train.distil_step, train.meta_step]
-    parts += [train.logits_loss, train.patient_loss]
+    parts += [train.logits_loss]
     lines = sum(len(inspect.getsource(part).splitlines()) + 2 for part in parts) + len(train.METHODS) + 4
     assert lines == pytest.approx(int(of_train), abs=25) and set(said) == {"metadistil.py", "models.py"}
 

@@ -1,9 +1,8 @@
 """The record of results: rows run once, after those they take models from; RESULTS.md is what the record says."""
 
 import json
-import os
 import re
-import subprocess
+import shlex
 import sys
 import types
 from pathlib import Path
@@ -16,7 +15,7 @@ from test_train import small
 
 sys.path[:0] = [str(ROOT / "notebooks" / "results")]
 
-import ideas
+import methods
 import results
 
 import data
@@ -55,13 +54,14 @@ def found(folder, monkeypatch):
     return results.read_found()
 
 
+@pytest.mark.slow
 def test_rows_run_once_and_are_noted(found, monkeypatch):
     assert sorted(found) == sorted(("noise", row) for row in ROWS)
     monkeypatch.setattr(results, "run_row", lambda *_: pytest.fail("run twice"))
     results.run_study("noise", ROWS, 2)
     entry = found["noise", "metadistil-0.4"]
     assert entry["command"] == f"python train.py {ROWS['metadistil-0.4']} --out runs/results/noise/metadistil-0.4"
-    assert found["noise", "less-the-mean"]["command"].startswith("python notebooks/results/ideas.py --task sst2")
+    assert found["noise", "less-the-mean"]["command"].startswith("python notebooks/methods.py --task sst2")
     journal = train.read_journal("runs/results/noise/metadistil-0.4")[1]["results"]
     for title, seeds in journal.items():
         noted = entry["models"][title]
@@ -72,6 +72,7 @@ def test_rows_run_once_and_are_noted(found, monkeypatch):
     assert handed == found["noise", "plain-0.4"]["models"]["teacher before"]["dev accuracy"]
 
 
+@pytest.mark.slow
 def test_a_row_whose_teachers_are_gone_has_them_trained_again(found, monkeypatch):
     run = []
     monkeypatch.setattr(results, "run_row", lambda study, row, flags: run.append(row))
@@ -84,6 +85,7 @@ def test_a_row_whose_teachers_are_gone_has_them_trained_again(found, monkeypatch
     assert noted == ["plain-0.4", "new"]  # what stands there is not noted twice
 
 
+@pytest.mark.slow
 def test_the_tables_compare_with_kd_seed_by_seed(found):
     ours, kd = (report.scores("noise", *of) for of in (("metadistil-0.4", "student metadistil"), ("plain-0.4", "student kd")))
     assert len(ours) == 2
@@ -98,6 +100,14 @@ def test_the_tables_compare_with_kd_seed_by_seed(found):
     assert idea[0] == "less-the-mean" and idea[4] == f"{train.spread(of_idea)}; {train.paired_difference(of_idea, kd)}"
 
 
+def test_an_idea_stands_under_metadistils_titles_and_pkd_under_its_own(monkeypatch):
+    titles = ["teacher before", *(f"{whose} {name}" for name in methods.METHODS for whose in ("student", "teacher after"))]
+    monkeypatch.setattr(results, "read_found", lambda: {("s", title): {"models": {title: {}}} for title in titles})
+    own = {"student pkd", "teacher after pkd", "student metadistil-pkd", "teacher after metadistil-pkd"}
+    assert {*report.models_of("s", *titles)} == own | {"teacher before", "student metadistil", "teacher after metadistil"}
+
+
+@pytest.mark.slow
 def test_the_figure_shows_the_differences(found):
     ours, kd = (report.scores("noise", *of) for of in (("metadistil-0.4", "student metadistil"), ("plain-0.4", "student kd")))
     drawn = {bars.get_label(): bars[0].get_ydata() for bars in report.label_noise().axes[1].containers}
@@ -114,6 +124,7 @@ def test_the_dynamics_end_where_the_scores_on_dev_are():
             assert drawn[model][-1] == pytest.approx(last, abs=0.02) and len(drawn[model]) > 2
 
 
+@pytest.mark.slow
 def test_the_template_is_filled_in(found, tmp_path, monkeypatch):
     (tmp_path / "template.md").write_text(
         "It is {{compare noise metadistil-0.4 student metadistil / plain-0.4 student kd}}.\n{{answer}}\n{{mean noise plain-0.4 student kd}}"
@@ -128,6 +139,7 @@ def test_the_template_is_filled_in(found, tmp_path, monkeypatch):
     assert mean == train.spread(kd) and not_run == "not run" and moved == train.paired_difference(after, before)
 
 
+@pytest.mark.slow
 def test_rows_that_the_record_lacks_are_named(found, monkeypatch):
     monkeypatch.setattr(results, "studies", lambda: {"noise": ROWS | {"new": "", "newer": ""}, "other": {"plain": ""}})
     assert report.not_run() == "- `noise`: `new`, `newer`\n- `other`: `plain`"
@@ -154,13 +166,45 @@ def test_rows_are_named_by_their_flags_and_take_the_first_ones_teachers():
     assert rows["epochs-3"] == "--task sst2 --epochs 3"
 
 
+# What each program knows: importing `methods` has added its own to train.METHODS.
+KNOWN = {"train.py": {name: method for name, method in train.METHODS.items() if name not in methods.METHODS},
+         "notebooks/methods.py": train.METHODS}  # fmt: skip
+
+
+def checked(words, monkeypatch):
+    """The configuration of a command, as its own program accepts it."""
+    script, *given = words
+    assert (ROOT / script).is_file()
+    monkeypatch.setattr(train, "METHODS", KNOWN[script])
+    config = train.Config(**train.parse(given))
+    train.check(config)
+    return config
+
+
 @pytest.mark.parametrize("study", results.studies())
-def test_every_row_is_a_command_that_works_after_the_rows_it_depends_on(study):
+def test_every_row_is_a_command_that_works_after_the_rows_it_depends_on(study, monkeypatch):
     rows = results.studies()[study]
     for row, flags in rows.items():
-        train.check(train.Config(**train.parse(flags.split())))
+        checked(results.command_of(study, row, flags), monkeypatch)
         taken = [other for other in rows if f"/{study}/{other}/" in flags]
         assert all(list(rows).index(other) < list(rows).index(row) for other in taken)
+
+
+@pytest.mark.parametrize("study, row", results.read_found())
+def test_every_command_of_the_record_is_one_of_todays(study, row, monkeypatch):
+    """Its program accepts it, is the one that the study would run, and trains the networks that the record shows."""
+    entry = results.read_found()[study, row]
+    python, *words = shlex.split(entry["command"])
+    config = checked(words, monkeypatch)
+    script, *_ = results.command_of(study, row, results.studies()[study][row])
+    assert (python, words[0], config.out) == ("python", script, f"runs/results/{study}/{row}")
+    _, *teachers = config.sources(0)
+    titles = [f"{teacher} before" for teacher in teachers]
+    for name in config.methods.split(","):
+        titles.append(f"student {name}")
+        titles += [f"{teacher} after {name}" for teacher in teachers if train.METHODS[name].teacher == "learning"]
+    assert [*entry["models"]] == titles
+    assert {len(model["seconds"]) for model in entry["models"].values()} == {config.seeds}
 
 
 def test_the_page_of_results_is_what_the_record_says():
@@ -228,6 +272,7 @@ def test_a_spoilt_teacher_is_the_same_network_that_misreads(tmp_path, kind):
         assert after.items() < before.items() and len(after) == 4 + (len(before) - 4) // 2
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_stops_the_study(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(results, "FOUND", tmp_path / "results.jsonl")
@@ -259,6 +304,7 @@ def test_a_row_that_was_killed_is_named_with_its_status(tmp_path, monkeypatch):
         results.run_row("noise", "plain-0", "--methods kd")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", ["reviews", "mrpc"])
 def test_a_page_without_a_first_row_says_so(study, tmp_path, monkeypatch):
     lines = results.FOUND.read_text().splitlines()
@@ -267,14 +313,6 @@ def test_a_page_without_a_first_row_says_so(study, tmp_path, monkeypatch):
     assert len(results.read_found()) == len(lines) - 1
     assert report.costs(study) == "Not run." and f"- `{study}`: `plain`" in report.page()
     assert len([ax for ax in report.dynamics().axes if ax.get_title()]) == len(report.DYNAMICS) - 1
-
-
-def test_an_idea_is_a_program_of_its_own(tmp_path):
-    command = [sys.executable, ROOT / "notebooks" / "results" / "ideas.py"]
-    asked = subprocess.run([*command, "--help"], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
-    assert asked.returncode == 0 and b"--pilot-lr" in asked.stdout and not asked.stderr
-    refused = subprocess.run([*command, "--alpha", "7"], capture_output=True, text=True, cwd=tmp_path)
-    assert refused.returncode == 2 and refused.stderr.startswith("notebooks/results/ideas.py: --alpha 7.0: expected")
 
 
 def test_sst2_gets_a_test_set_out_of_its_training_file(tmp_path, monkeypatch):
@@ -299,15 +337,19 @@ def taught_run(tmp_path_factory):
 RATE = 1e5  # far too much, but then rounding is far below what moves
 
 
-def first_step(config, idea, **settings):
-    """(stage, {name: its gradient}) of the teacher in the first step by the idea, where SGD has the rate RATE."""
-    plain = {"teacher_optimizer": "sgd", "teacher_schedule": "falls", "teacher_lr": RATE, "warmup_epochs": 0}
+def first_step(config, method, **settings):
+    """(stage, {name: its gradient}) of the teacher in the first step by the method, where SGD has the rate RATE."""
+    plain = {"teacher_optimizer": "sgd", "schedule": "falls", "teacher_lr": RATE, "warmup_epochs": 0}
     config = train.dataclasses.replace(config, methods="kd,metadistil", **plain | settings)
-    stage = train.Stage(train.Seed(train.resolve(config), 0), idea)
+    stage = train.Stage(train.Seed(train.resolve(config), 0), method)
     (teacher,) = stage.teachers
     before = {name: theta.detach().clone() for name, theta in teacher.named_parameters()}
-    stage.step(0, None)
+    stage.step(0)
     return stage, {name: (before[name] - theta.detach()) / RATE for name, theta in teacher.named_parameters()}
+
+
+def first_batch(stage):
+    return stage.context.batch(stage.rows(0), 0)
 
 
 def flat(gradients):
@@ -317,9 +359,9 @@ def flat(gradients):
 @pytest.mark.parametrize("weight", [0.3, 1.0, 3.0])
 def test_the_teachers_own_job_pulls_so_many_times_as_hard_as_the_quiz(taught_run, weight):
     name = f"own-job-{weight:g}"
-    (stage, ours), (_, usual) = (first_step(taught_run, idea) for idea in (name, "metadistil"))
+    (stage, ours), (_, usual) = (first_step(taught_run, method) for method in (name, "metadistil"))
     teacher = stage.context.network("teacher", "teacher-before").eval()
-    inputs, labels = stage.batch(0)
+    inputs, labels = first_batch(stage)
     own = torch.autograd.grad(metadistil.hard_loss(teacher(**inputs), labels), list(teacher.parameters()), materialize_grads=True)
     added = flat(ours.values()) - flat(usual.values())
     assert added.norm().item() == pytest.approx(weight * flat(usual.values()).norm().item(), rel=1e-3)
@@ -330,9 +372,9 @@ def test_the_teachers_own_job_pulls_so_many_times_as_hard_as_the_quiz(taught_run
 
 
 def test_less_the_mean_shifts_nothing_of_all_answers(taught_run):
-    (stage, ours), (_, usual) = (first_step(taught_run, idea) for idea in ("less-the-mean", "metadistil"))
+    (stage, ours), (_, usual) = (first_step(taught_run, method) for method in ("less-the-mean", "metadistil"))
     student, teacher = stage.context.network("student"), stage.context.network("teacher", "teacher-before")
-    batch, trace = stage.batch(0), {}
+    batch, trace = first_batch(stage), {}
     settings = {"pilot_lr": stage.config.pilot_lr, "loss": stage.loss, "trace": trace}
     metadistil.meta_gradient(student, teacher, batch, stage.context.quiz(0), **settings)
     message = trace["teacher_logits_gradient"]
@@ -344,15 +386,26 @@ def test_less_the_mean_shifts_nothing_of_all_answers(taught_run):
 
 
 @pytest.mark.parametrize("share", [0.5, 2.0])
-def test_a_clipped_teacher_goes_as_far_as_its_gradient_is_long_and_no_farther(taught_run, share):
+def test_a_clipped_teacher_goes_as_far_as_its_gradient_is_long_and_no_farther(taught_run, share, monkeypatch):
     usual = flat(first_step(taught_run, "metadistil")[1].values())
-    clip = share * usual.norm().item()
-    moved = flat(first_step(taught_run, "metadistil", teacher_clip=clip)[1].values())
+    monkeypatch.setattr(methods, "CLIP", share * usual.norm().item())
+    moved = flat(first_step(taught_run, "clipped-sgd")[1].values())
     expected = min(share, 1) * usual
     assert (moved - expected).norm() < 1e-3 * expected.norm()
-    walked = flat(first_step(taught_run, "random-walk", teacher_clip=clip)[1].values())  # as long, and leads elsewhere
+    walked = flat(first_step(taught_run, "random-walk")[1].values())  # as long, and leads elsewhere
     assert walked.norm().item() == pytest.approx(expected.norm().item(), rel=1e-3)
     assert abs(torch.cosine_similarity(walked, usual, dim=0)) < 0.1
+
+
+@pytest.mark.parametrize("name", ["clipped-sgd", "random-walk"])
+def test_a_clipped_teachers_rate_falls_whatever_the_schedule(taught_run, name):
+    config = train.dataclasses.replace(taught_run, methods=name, teacher_lr=1e-3, schedule="linear")
+    stage = train.Stage(train.Seed(train.resolve(config), 0), name)
+    rates = []
+    for k in range(5, 15):  # after the warm-up; the rate falls at 62.5%, 75% and 87.5%
+        stage.step(k)
+        rates.append(stage.teacher_optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx(7 * [1e-3] + [1e-4, 1e-5, 1e-6])
 
 
 def test_without_a_pilot_the_quiz_is_sat_where_the_student_stands():
@@ -371,11 +424,12 @@ def test_without_a_pilot_the_quiz_is_sat_where_the_student_stands():
     moved_T = [theta.detach() - 0.1 * part for theta, part in zip(theta_T, expected)]
     optimizers = [torch.optim.SGD(network.parameters(), 0.1) for network in (student, teacher)]
     stage = types.SimpleNamespace(
-        student=student, teachers=[teacher], student_optimizer=optimizers[0], teacher_optimizer=optimizers[1],
+        learner=student, teachers=[teacher], optimizer=optimizers[0], teacher_optimizer=optimizers[1],
         loss=metadistil.kd_loss, quiz_loss=metadistil.hard_loss, config=train.Config(pilot_lr=pilot_lr),
+        context=types.SimpleNamespace(quiz={7: quiz}.get),
     )  # fmt: skip
-    found = ideas.no_pilot(stage, batch, lambda: quiz, None)
-    torch.testing.assert_close(found, L_S.detach())
+    found = methods.no_pilot(stage, batch, None, 7)
+    torch.testing.assert_close(found, {"loss": L_S.detach()})
     torch.testing.assert_close([theta.detach() for theta in theta_S], moved_S)
     torch.testing.assert_close([theta.detach() for theta in theta_T], moved_T)
 
@@ -384,9 +438,9 @@ def test_in_mutual_learning_both_learn_from_each_other_and_no_quiz_is_sat(taught
     monkeypatch.setattr(metadistil, "meta_gradient", lambda *_, **__: pytest.fail("a quiz"))
     stage, moved = first_step(taught_run, "mutual")
     student, teacher = stage.context.network("student"), stage.context.network("teacher", "teacher-before")
-    batch = stage.batch(0)
-    optimizer = train.OPTIMIZERS[stage.config.optimizer](student.parameters(), lr=stage.student_optimizer.param_groups[0]["lr"])
+    batch = first_batch(stage)
+    optimizer = train.OPTIMIZERS[stage.config.optimizer](student.parameters(), lr=stage.optimizer.param_groups[0]["lr"])
     metadistil.real_update(student, [teacher], batch, optimizer, stage.loss)
-    ours, theirs = flat(student.state_dict().values()), flat(stage.student.state_dict().values())
+    ours, theirs = flat(student.state_dict().values()), flat(stage.learner.state_dict().values())
     assert (ours - theirs).norm() < 0.05 * theirs.norm()  # but for dropout's draws
-    assert flat(moved.values()).norm() > 0 and ideas.METHODS["mutual"].quiz_labels
+    assert flat(moved.values()).norm() > 0 and methods.METHODS["mutual"].quiz_labels

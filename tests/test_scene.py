@@ -75,6 +75,7 @@ def test_each_step_lights_its_own_box_and_its_own_arrow():
         assert arrows(plane).count(lit_colour) == {2: 0, 5: 0, 8: 2}.get(step, 1)  # 2 and 5 light a curve instead
 
 
+@pytest.mark.slow
 def test_the_player_stands_alone_and_is_small():
     page = scene.player().data
     assert len(page) < 1.5e6 and page.count("data:image/png") == 1 + 9  # the first stands there from the beginning

@@ -61,6 +61,7 @@ def test_every_blank_gives_its_hint_and_no_students_cell_a_solution(stem):
             assert len(right_hand) < 8 or right_hand not in plain(source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stem", SOLVED)
 def test_every_solution_is_found_right(stem):
     """The notebook as it is, and after each blank cell the same cell with the solution: neither stops the other."""

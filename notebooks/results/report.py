@@ -18,7 +18,7 @@ except ImportError:
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 import draw  # noqa: E402
-import ideas  # noqa: E402
+import methods  # noqa: E402
 import results  # noqa: E402
 
 import train  # noqa: E402
@@ -68,14 +68,18 @@ DYNAMICS = {  # a panel of the figure of that name: study, rows
 }
 
 
+# Other ways for a teacher to learn: methods with MetaDistil's loss and a step of their own.
+IDEAS = [name for name, method in methods.METHODS.items() if method.loss is train.METHODS["metadistil"].loss]
+
+
 def models_of(study, *rows):
-    """{title: what was found of it} of all models that these rows of the record trained. An idea's student and teacher
-    stand under the titles of MetaDistil's."""
+    """{title: what was found of it} of all models that these rows of the record trained. The student and teacher of one
+    of IDEAS stand under the titles of MetaDistil's."""
     record, models = results.read_found(), {}
     for row in rows:
         for title, model in record[study, row]["models"].items():
             method = title.split()[-1]
-            models[title.replace(method, "metadistil") if method in ideas.METHODS else title] = model
+            models[title.replace(method, "metadistil") if method in IDEAS else title] = model
     return models
 
 

@@ -23,8 +23,8 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-sys.path[:0] = [str(HERE), str(ROOT)]
-import ideas  # noqa: E402
+sys.path[:0] = [str(HERE), str(HERE.parent), str(ROOT)]
+import methods  # noqa: E402
 
 import models  # noqa: E402
 import train  # noqa: E402
@@ -39,8 +39,7 @@ DEAF = "--teacher-lr 0 --meta-every 1000000"  # one quiz, at the first step, whi
 WRONG = ("other-ids", "half-vocabulary")  # teachers that are wrong for another reason than their labels; see `spoil`
 OWN_JOB = ("own-job-1", "own-job-1-alone")
 HEARD = "--teacher-lr 3e-5 --pilot-lr 0.002 --quiz-batch-size 200"
-# SGD with momentum at three times AdamW's rate; a meta-gradient longer than 0.3, of which there are few, is cut.
-CLIPPED_SGD = "--teacher-optimizer momentum --teacher-schedule falls --teacher-lr 1.5e-3 --teacher-clip 0.3"
+MOMENTUM = "--teacher-optimizer momentum --teacher-lr 1.5e-3"  # SGD with momentum, at three times AdamW's rate
 
 
 def taught(study: str, row: str, model: str = "teacher-before") -> str:
@@ -102,15 +101,15 @@ def wrong_labels() -> dict[str, str]:
 
 def honest(study: str, base: str) -> dict[str, str]:
     """Ideas to keep a teacher honest, and their controls."""
-    methods = {
+    flags = {
         "metadistil": "metadistil",
         "no-pilot": "no-pilot",
-        "clipped-sgd": f"metadistil {CLIPPED_SGD}",
-        "random-walk": f"random-walk {CLIPPED_SGD}",
+        "clipped-sgd": f"clipped-sgd {MOMENTUM}",
+        "random-walk": f"random-walk {MOMENTUM}",
         "mutual": "mutual",
         "less-the-mean": "less-the-mean",
     } | {kind: kind for kind in OWN_JOB}
-    rows = {name: f"--methods {flags}" for name, flags in methods.items()}
+    rows = {name: f"--methods {words}" for name, words in flags.items()}
     return beside(study, base, "--methods finetune,kd", rows)
 
 
@@ -141,7 +140,7 @@ def compression(study: str) -> dict[str, str]:
 
 
 def studies() -> dict[str, dict[str, str]]:
-    """{study: {row: flags of train.py}}. A row may take models from rows before it."""
+    """{study: {row: flags}}. A row may take models from rows before it."""
     plain, meta, both = "--methods finetune,kd", "--methods metadistil ", "--methods kd,metadistil "
     gentle = [
         meta + flags for flags in ("", "--meta-every 4", "--teacher-lr 1e-4", "--learn-quiz", "--quiz-batch-size 50")
@@ -235,9 +234,8 @@ def run_row(study: str, row: str, flags: str):
 
 def command_of(study: str, row: str, flags: str) -> list[str]:
     """The words of a row's command, but for "python"."""
-    methods = re.search(r"--methods (\S+)", flags)[1].split(",")
-    is_idea = any(method in ideas.METHODS for method in methods)
-    script = "notebooks/results/ideas.py" if is_idea else "train.py"
+    names = re.search(r"--methods (\S+)", flags)[1].split(",")
+    script = train.MORE_METHODS if any(name in methods.METHODS for name in names) else "train.py"
     return [script, *flags.split(), "--out", f"{RUNS}/{study}/{row}"]
 
 
