@@ -1,8 +1,8 @@
-"""The tasks: files read, or the built-in reviews; splits, tokens, batches and word noise.
+"""The tasks: their files or the built-in reviews, splits, metrics, batches, word noise, a tokeniser.
 
-A task has four splits. `train` and `quiz` are carved out of the training file; neither shares an example with another
-split. `dev` selects; `test` is scored once. Only the labels of `train` can be noisy. Everything random is drawn by
-default_rng([seed, purpose, ...]): 1 splits, 3 wrong labels, 4 batches, 5 quiz batches, 6 word noise, 7 crops.
+A task has four splits. `train` and `quiz` are carved out of the training file and share no example with each other or
+with the rest. `dev` selects; `test` is scored once. Only the labels of `train` can be noisy. Everything random is drawn
+by default_rng([seed, purpose, ...]): 1 splits, 3 wrong labels, 4 batches, 5 quiz batches, 6 word noise, 7 crops.
 """
 
 import collections
@@ -17,11 +17,9 @@ import torch
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 from torch.nn import functional as F
 
-BUILTIN = "builtin"  # the name of the reviews in place of a directory
-REVIEWS = Path(__file__).parent / "notebooks" / "reviews"  # where notebooks/reviews.py wrote them
-DEFAULT_DATA = "data"  # where files are, if no directory is given
-PIXELS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))  # CIFAR-100's mean and deviation, pixels from 0 to 1
-MAX_LENGTH = 128  # an example is cut to so many tokens
+BUILTIN = "builtin"  # stands for the reviews, where a directory is expected
+REVIEWS = Path(__file__).parent / "notebooks" / "reviews"  # written by notebooks/reviews.py
+DEFAULT_DATA = "data"
 BUILTIN_QUIZ_SIZE = 300
 BUILTIN_LABEL_NOISE = 0.4
 BUILTIN_BANNER = """=== builtin data ===  Film reviews from a small grammar: these numbers are not SST-2's.
@@ -30,8 +28,8 @@ The real SST-2: python notebooks/fetch.py sst2; then the same command takes some
 """
 
 
-class InputError(Exception):
-    """Something the user gave cannot be used; the message is one line: what, where, what was expected."""
+class InputError(ValueError):
+    """The user gave something that cannot be used. The message is one line: what, where, what was expected."""
 
 
 def expect(condition, message):
@@ -40,9 +38,9 @@ def expect(condition, message):
         raise InputError(message)
 
 
-@dataclass(eq=False)
+@dataclass
 class Split:
-    """Examples, and labels where known. (eq=False: as a key of a cache it is itself, whatever it holds.)"""
+    """Examples, and their labels where known."""
 
     examples: np.ndarray  # sentences or pairs of sentences (N,), objects; or pictures in bytes (N, 3, 32, 32)
     labels: np.ndarray | None  # (N,) class numbers, or the scores of a regression
@@ -58,23 +56,24 @@ class Split:
         return Split(examples, np.concatenate([self.labels, other.labels]))
 
     @property
-    def texts(self):
-        """The examples as what a set can hold: sentences, pairs, or the bytes of pictures."""
+    def keys(self) -> list:
+        """The examples in a form that a set can hold: sentences, pairs, or the bytes of pictures."""
         return list(self.examples) if self.examples.dtype == object else [bytes(one) for one in self.examples]
 
     def checksum(self) -> int:
-        """By which --resume notices that examples or labels have changed."""
+        """Lets --resume detect changed data."""
         of_sentences = self.examples.dtype == object
-        examples = repr(self.texts).encode() if of_sentences else self.examples.tobytes()
+        examples = repr(self.keys).encode() if of_sentences else self.examples.tobytes()
         labels = b"" if self.labels is None else self.labels.tobytes()
         return zlib.crc32(labels, zlib.crc32(examples))
 
 
 class Task(NamedTuple):
-    """One task, split. `data` is "builtin" or the directory; `notes` tell what was decided on the way."""
+    """One task, split."""
 
     name: str
-    data: str
+    data: str  # "builtin", or the directory
+    columns: tuple[str, ...]  # the names of an example's texts, one or two; of pictures none
     label_names: list[str]  # empty: a regression
     num_labels: int  # outputs of a network: 1 for a regression
     metrics: tuple[str, ...]
@@ -82,13 +81,8 @@ class Task(NamedTuple):
     quiz: Split
     dev: Split
     label_noise: float  # share of the labels of `train` that was made wrong
-    notes: list[str]
+    notes: list[str]  # what was decided for the user
     test: Split | None = None  # None without a file; its labels None where none are published; MNLI's is dev_mismatched
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The names of an example's texts, one or two; of pictures none."""
-        return TASKS[self.name].texts
 
 
 class Files(NamedTuple):
@@ -114,7 +108,6 @@ CLASSES = {f"class {n}": f"class {n}" for n in range(100)}
 F1 = ("f1", "accuracy")
 COLA_HEADER = ("source", "label", "mark", "sentence")
 MNLI_FILES = ("train", "dev_matched", "dev_mismatched")
-# To add a task: one entry. A table of one's own sentences: Files("mine", ("text",), "label", {"0": "no", "1": "yes"}).
 TASKS = {
     "sst2": Files("SST-2", ("sentence",), "label", TONE),
     "cola": Files("CoLA", ("sentence",), "label", GRAMMAR, ("matthews",), header=COLA_HEADER),
@@ -127,6 +120,8 @@ TASKS = {
     "wnli": Files("WNLI", SENTENCES, "label", {"0": "no", "1": "yes"}),
     "cifar100": Files("cifar-100-binary", (), "", CLASSES, needed=("train", "test")),
 }
+FETCHED = {*TASKS}  # those that notebooks/fetch.py can download
+# To add a task, one entry: TASKS["mine"] = Files("mine", ("text",), "label", {"0": "no", "1": "yes"})
 
 
 def load_task(name, data=DEFAULT_DATA, quiz_size=None, seed=0, *, train_size=None, label_noise=None) -> Task:
@@ -147,29 +142,27 @@ def load_task(name, data=DEFAULT_DATA, quiz_size=None, seed=0, *, train_size=Non
     if "dev" not in splits:
         train, splits["dev"] = carve(train, len(train) // 10, None, 0)
         notes.append(f"dev: {len(splits['dev']):,} examples carved out of the training file, the same for every seed")
-    held_out = {text for split in splits.values() for text in split.texts}
-    kept = np.array([text not in held_out for text in train.texts])
+    held_out = {key for split in splits.values() for key in split.keys}
+    kept = np.array([key not in held_out for key in train.keys])
     if not kept.all():
-        notes.append(f"left out {(~kept).sum()} training examples that stand in dev or test, too")
+        notes.append(f"left out {(~kept).sum()} training examples that are in dev or test, too")
     if quiz_size is None:
         quiz_size = BUILTIN_QUIZ_SIZE if data == BUILTIN else len(train) // 10
     if label_noise is None:
         label_noise = BUILTIN_LABEL_NOISE if data == BUILTIN else 0.0
     train, quiz = carve(train[kept], quiz_size, train_size, seed)
-    assert not {*train.texts} & {*quiz.texts} and not {*train.texts, *quiz.texts} & held_out, "the splits overlap"
+    assert not {*train.keys} & {*quiz.keys} and not {*train.keys, *quiz.keys} & held_out, "the splits overlap"
     labels = list(files.labels.values())
     missing = sorted({*train.labels.tolist()} - {*quiz.labels.tolist()}) if labels else []
     if missing:
-        notes.append(
-            f"the quiz has no example of {len(missing)} of {len(labels)} classes, such as {labels[missing[0]]!r}"
-        )
+        example = repr(labels[missing[0]])
+        notes.append(f"the quiz has no example of {len(missing)} of {len(labels)} classes, such as {example}")
     train.labels = flip_labels(train.labels, label_noise, len(labels), seed)
-    return Task(
-        name, data, labels, len(labels) or 1, files.metrics, train, quiz, **splits, label_noise=label_noise, notes=notes
-    )
+    return Task(name, data, files.texts, labels, len(labels) or 1, files.metrics, train, quiz, **splits,
+                label_noise=label_noise, notes=notes)  # fmt: skip
 
 
-def read_files(files: Files, folder: Path, task):
+def read_files(files: Files, folder: Path, task) -> dict[str, Split]:
     """{"train": Split, ...} of the task's files in its folder. Raises InputError."""
     ending = "tsv" if files.texts else "bin"
     splits = {}
@@ -178,17 +171,19 @@ def read_files(files: Files, folder: Path, task):
         if path.is_file():
             splits[split] = read_glue(path, files, split) if files.texts else read_pictures(path)
         elif split in files.needed:
-            get = f"python notebooks/fetch.py {task}"
+            get = f"; to fetch it: python notebooks/fetch.py {task}" if task in FETCHED else ""
             get += "" if files.texts else ", or draw pictures: python notebooks/pictures.py"
-            raise InputError(f"{path}: expected a file there; to fetch it: {get}")
+            raise InputError(f"{path}: expected a file there{get}")
     return splits
 
 
 def carve(train: Split, quiz_size, train_size, seed):
-    """The training file as train and quiz, or dev, by a seeded shuffle. What stands in it twice is always train."""
-    count = collections.Counter(train.texts)
-    once = np.array([count[text] == 1 for text in train.texts])
+    """Split the training file into train and quiz (or dev), by a seeded shuffle. Examples that occur twice stay in
+    train. Raises InputError."""
+    count = collections.Counter(train.keys)
+    once = np.array([count[key] == 1 for key in train.keys], bool)
     most = min(once.sum(), len(train) - 1)
+    expect(most > 0, "expected a training file with at least two examples that occur once and not in dev or test")
     expect(0 < quiz_size <= most, f"--quiz-size {quiz_size}: expected 1 to {most}, part of the training file")
     rng = np.random.default_rng([seed, 1])
     order = rng.permutation(len(train))
@@ -213,7 +208,7 @@ def flip_labels(labels, share, num_labels, seed):
     return flipped
 
 
-def read_rows(path: Path):
+def read_rows(path: Path) -> list[list[str]]:
     """The lines of a tab-separated file in UTF-8, without quoting, as lists of cells. Raises InputError."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -226,14 +221,15 @@ def read_rows(path: Path):
     return [[cell.strip() for cell in line.split("\t")] for line in text.split("\n")]
 
 
-def read_glue(path: Path, files: Files, split):
+def read_glue(path: Path, files: Files, split) -> Split:
     """The Split in a GLUE file; that of test may have no column of labels. Raises InputError with file and line."""
     rows, header, first_line = read_rows(path), files.header, 1
     if not header or {*files.texts} <= {*rows[0]}:
         header, first_line = rows.pop(0), 2
     labelled = split != "test" or files.label in header
     for column in [*files.texts, files.label] if labelled else files.texts:
-        expect(column in header, f"{path}:1: expected a column {column!r}, found {' '.join(header)[:80]!r}")
+        found = " ".join(header)[:80]
+        expect(header.count(column) == 1, f"{path}:1: expected one column {column!r}, found {found!r}")
     texts, labels, known = [], [], [*files.labels]
     expected = f"a label of {', '.join(known)}" if known else "a score from 0 to 5"
     for number, row in enumerate(rows, first_line):
@@ -252,7 +248,7 @@ def read_glue(path: Path, files: Files, split):
     return Split(np.fromiter(texts, object), np.array(labels, kind) if labelled else None)
 
 
-def read_pictures(path: Path):
+def read_pictures(path: Path) -> Split:
     """CIFAR-100's records: a coarse label, a fine label, 3 × 32 × 32 bytes. Raises InputError."""
     record = 2 + 3 * 32 * 32
     size = path.stat().st_size
@@ -264,102 +260,58 @@ def read_pictures(path: Path):
     return Split(records[:, 2:].reshape(-1, 3, 32, 32), records[:, 1].astype(np.int64))
 
 
-def add_noise(text, p, rng=np.random.default_rng()):  # noqa: B008
-    """The sentence, or pair, with each word replaced by "noise_word" with probability p. Punctuation between words
-    stays; hyphens and apostrophes in a word, or right after it, are part of it."""
-
-    def change(match):
-        return "noise_word" if rng.random() < p else match.group()
-
-    if isinstance(text, tuple):
-        return tuple(add_noise(part, p, rng) for part in text)
-    return re.sub(r"\w[\w'-]*", change, text)
+# ---- Metrics
 
 
-def noisy(split: Split, p, seed):
-    """The split with word noise in all its texts, a function of the seed."""
-    rng = np.random.default_rng([seed, 6])
-    texts = (add_noise(text, p, rng) for text in split.texts)
-    return Split(np.fromiter(texts, object), split.labels)
+def confusion(predictions, labels):
+    """counts (C, C) of each pair (label, prediction), over the C classes that occur in either."""
+    classes, found = np.unique(np.concatenate([labels, predictions]), return_inverse=True)
+    counts = np.zeros((len(classes), len(classes)))
+    np.add.at(counts, (found[: len(labels)], found[len(labels) :]), 1)
+    return classes, counts
 
 
-def train_tokenizer(texts, vocab_size=8000):
-    """A lower-casing WordPiece tokeniser learnt from the texts: [CLS] A [SEP], or [CLS] A [SEP] B [SEP]."""
-    texts = texts[:: 1 + len(texts) // 10**5]  # 100,000 at most are enough
-    texts = [text if isinstance(text, str) else " ".join(text) for text in texts]
-    tokenizer = BertWordPieceTokenizer()
-    characters = {c for text in {*texts} for c in tokenizer.normalize(text) if not c.isspace()}
-    # Left to itself the trainer numbers the "##x" in another order each time, that of a hash table. As special tokens
-    # they are numbered as they stand here.
-    first = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] + [f"##{c}" for c in sorted(characters)]
-    tokenizer.train_from_iterator(
-        texts,
-        vocab_size,
-        min_frequency=0,
-        limit_alphabet=len(characters),
-        special_tokens=first,
-        show_progress=False,
-    )
-    # Made again from its vocabulary, so that no "##x" is special any more.
-    return Tokenizer.from_str(BertWordPieceTokenizer(tokenizer.get_vocab()).to_str())
+def f1(predictions, labels) -> float:
+    """2 hits / (predicted + labelled): that of class 1 where only classes 0 and 1 occur, else the mean over the classes
+    (macro-F1). A class that is never hit has 0."""
+    classes, counts = confusion(predictions, labels)
+    of_class = 2 * counts.diagonal() / (counts.sum(axis=0) + counts.sum(axis=1))
+    if classes.max() <= 1:
+        return float(of_class[classes == 1].sum())
+    return float(of_class.mean())
 
 
-@dataclass(eq=False)
-class Encoded:
-    """A split as a network reads it: in the ids of one vocabulary, or as pictures."""
-
-    inputs: dict[str, torch.Tensor]  # input_ids, token_type_ids (N, T), padded by 0; or images (N, 3, 32, 32)
-    lengths: np.ndarray  # (N,) tokens of each; of pictures 1
-    labels: np.ndarray  # (N,)
-
-    def batch(self, rows, crop_seed=None):
-        """(inputs, labels) of the rows, on the inputs' device: ids, types and mask (B, T), T the length of the longest;
-        or pictures (B, 3, 32, 32), cropped and mirrored by the seed, if there is one."""
-        device = next(iter(self.inputs.values())).device
-        where = torch.from_numpy(rows).to(device)
-        inputs = {name: whole[where] for name, whole in self.inputs.items()}
-        labels = torch.from_numpy(self.labels[rows]).to(device)
-        if "images" in inputs:
-            images = inputs["images"]
-            if crop_seed is not None:
-                images = crop_and_mirror(images, crop_seed)
-            mean, deviation = torch.tensor(PIXELS, device=device)[:, :, None, None]  # (3, 1, 1) each
-            return {"images": (images / 255 - mean) / deviation}, labels
-        lengths = self.lengths[rows]
-        longest = lengths.max()
-        inputs = {name: ids[:, :longest] for name, ids in inputs.items()}
-        real = np.arange(longest) < lengths[:, None]  # (B, T)
-        return inputs | {"attention_mask": torch.from_numpy(real).to(device)}, labels
+def matthews(predictions, labels) -> float:
+    """Matthews' correlation coefficient, for any number of classes (Gorodkin 2004); 0 where either is constant."""
+    _, counts = confusion(predictions, labels)
+    labelled, predicted, N = counts.sum(axis=1), counts.sum(axis=0), counts.sum()
+    covariance = N * counts.trace() - labelled @ predicted
+    variances = (N**2 - labelled @ labelled) * (N**2 - predicted @ predicted)
+    return float(covariance / np.sqrt(variances)) if variances else 0.0
 
 
-def crop_and_mirror(images, seed):
-    """(B, 3, 32, 32) -> the same: each in a frame of 4 black pixels, a random window cut out, mirrored or not."""
-    draws = np.random.default_rng(seed).integers(0, (9, 9, 2), (len(images), 3))
-    cut = []
-    for framed, (top, left, mirrored) in zip(F.pad(images, (4, 4, 4, 4)), draws.tolist()):
-        picture = framed[:, top : top + 32, left : left + 32]
-        cut.append(picture.flip(2) if mirrored else picture)
-    return torch.stack(cut)
+def pearson(predictions, labels) -> float:
+    """Pearson's correlation; 0 where either is constant."""
+    constant = np.ptp(predictions) == 0 or np.ptp(labels) == 0
+    return 0.0 if constant else float(np.corrcoef(predictions, labels)[0, 1])
 
 
-def encode(tokenizer, split: Split, device="cpu", max_tokens=MAX_LENGTH):
-    """The split in the tokeniser's ids, cut to max_tokens or MAX_LENGTH, the lesser; without a tokeniser, pictures.
-    Labels that it lacks are 0."""
-    N = len(split)
-    labels = np.zeros(N, int) if split.labels is None else split.labels
-    inputs, lengths = {"images": split.examples}, np.ones(N, int)
-    if tokenizer is not None:
-        texts, longest = split.texts, min(max_tokens, MAX_LENGTH)
-        tokenizer.enable_truncation(longest)
-        tokenizer.no_padding()
-        ids, types = np.zeros((2, N, longest), np.int32)
-        for first in range(0, N, 10_000):  # an encoding holds much more than its ids
-            for n, one in enumerate(tokenizer.encode_batch_fast(texts[first : first + 10_000]), first):
-                lengths[n] = length = len(one)
-                ids[n, :length], types[n, :length] = one.ids, one.type_ids
-        inputs = {"input_ids": ids, "token_type_ids": types}
-    inputs = {name: torch.from_numpy(whole).to(device) for name, whole in inputs.items()}
-    return Encoded(inputs, lengths, labels)
+def ranked(values):
+    """Ranks (N,) from 1; ties share the mean of theirs."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[places]
+
+
+METRICS = {  # of predictions (N,) and labels (N,)
+    "accuracy": lambda predictions, labels: float((predictions == labels).mean()),
+    "f1": f1,
+    "matthews": matthews,
+    "pearson": pearson,
+    "spearman": lambda predictions, labels: pearson(ranked(predictions), ranked(labels)),
+}
+
+
+# ---- Batches, crops, word noise, a tokeniser
 
 
 def batches_of(lengths, batch_size, seed, number):
@@ -383,3 +335,48 @@ def sample_quiz(labels, size, seed, step):
         rows = np.flatnonzero(labels == label)
         drawn.append(rng.choice(rows, len(share), replace=len(share) > len(rows)))
     return np.concatenate(drawn)
+
+
+def crop_and_mirror(pictures, seed):
+    """(B, 3, 32, 32) -> the same: each in a frame of 4 black pixels, a random window cut out, mirrored or not."""
+    draws = np.random.default_rng(seed).integers(0, (9, 9, 2), (len(pictures), 3))
+    framed = F.pad(torch.from_numpy(pictures), (4, 4, 4, 4))
+    cut = []
+    for picture, (top, left, mirrored) in zip(framed, draws.tolist()):
+        window = picture[:, top : top + 32, left : left + 32]
+        cut.append(window.flip(2) if mirrored else window)
+    return torch.stack(cut).numpy()
+
+
+def add_noise(text, p, rng=np.random.default_rng()):  # noqa: B008
+    """The sentence, or pair, with each word replaced by "noise_word" with probability p. Punctuation between words
+    stays; hyphens and apostrophes in a word, or right after it, are part of it."""
+
+    def change(match):
+        return "noise_word" if rng.random() < p else match.group()
+
+    if isinstance(text, tuple):
+        return tuple(add_noise(part, p, rng) for part in text)
+    return re.sub(r"\w[\w'-]*", change, text)
+
+
+def noisy(split: Split, p, seed) -> Split:
+    """The split with word noise in all its texts, a function of the seed."""
+    rng = np.random.default_rng([seed, 6])
+    texts = (add_noise(text, p, rng) for text in split.examples)
+    return Split(np.fromiter(texts, object), split.labels)
+
+
+def train_tokenizer(texts, vocab_size=8000) -> Tokenizer:
+    """A lower-casing WordPiece tokeniser learnt from the texts: [CLS] A [SEP], or [CLS] A [SEP] B [SEP]."""
+    texts = texts[:: 1 + len(texts) // 10**5]  # 100,000 at most are enough
+    texts = [text if isinstance(text, str) else " ".join(text) for text in texts]
+    tokenizer = BertWordPieceTokenizer()
+    characters = {c for text in {*texts} for c in tokenizer.normalize(text) if not c.isspace()}
+    # Left to itself, the trainer numbers the "##x" in another order each time, that of a hash table. As special tokens
+    # they are numbered in the order given here.
+    first = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] + [f"##{c}" for c in sorted(characters)]
+    settings = {"min_frequency": 0, "limit_alphabet": len(characters), "special_tokens": first}
+    tokenizer.train_from_iterator(texts, vocab_size, show_progress=False, **settings)
+    # Made again from its vocabulary, so that no "##x" is special any more.
+    return Tokenizer.from_str(BertWordPieceTokenizer(tokenizer.get_vocab()).to_str())

@@ -1,18 +1,25 @@
-"""The networks: a BERT-style encoder and the CIFAR ResNets, written out; one registry of them; saved networks.
+"""The networks: a BERT-style encoder and the CIFAR ResNets, written out; one registry of them; models that read.
 
 Shapes: B sentences, T tokens, D the hidden width, h heads of width d = D / h, K classes; C channels, H by W pixels.
-A model is called as `model(input_ids=..., attention_mask=..., token_type_ids=...)` or `model(images=...)` -> (B, K).
+A network is called with tensors by name and returns logits (B, K). A Model adds what a network needs to read raw
+sentences or pictures: its tokeniser. It can be saved to a file and loaded.
 """
 
 import contextlib
+import functools
+import io
 import itertools
 import math
+import os
+import re
 import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional as F
 
@@ -231,17 +238,17 @@ def named(name, presets):
     return presets[name]
 
 
-class CheckpointError(Exception):
-    """A saved network cannot be used; the message is one line: where, and what was expected."""
+class CheckpointError(ValueError):
+    """A saved network cannot be used. The message is one line: where, and what was expected."""
 
 
 @contextlib.contextmanager
-def expecting(what: str):
-    """Turn any exception of the block, for torch raises about anything, into a CheckpointError of one line."""
+def expecting(what: str, kind=CheckpointError):
+    """Turn any exception of the block into one of this kind, of one line."""
     try:
         yield
     except Exception as error:
-        raise CheckpointError(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from None
+        raise kind(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 class Kind(NamedTuple):
@@ -250,8 +257,8 @@ class Kind(NamedTuple):
     - The class is built from its configuration alone, and keeps it as `config`.
     - The configuration is a frozen dataclass with `num_labels`; of networks that read sentences also with `vocab_size`
       and `max_tokens`, the longest sentence. A field `dropout` is set by the run.
-    - Called with the inputs of one batch by name, (B, ...), it returns logits (B, num_labels).
-    - Called with `layers` too, an encoder returns (logits, states of these layers), for methods that ask for states.
+    - Called with the inputs of one batch by name, (B, ...), it returns logits (B, num_labels). Called with `layers`
+      too, an encoder returns (logits, states of these layers), for methods that ask for states.
     - Its last layer, which other labels replace, is `classifier`.
     """
 
@@ -267,7 +274,6 @@ KINDS = {
 }
 PRESETS = ENCODERS | RESNETS
 EXPECTED = f"expected a saved network (.pt), a directory with metadistil.pt, or one of {', '.join(PRESETS)}"
-FORMAT = 2  # of saved networks
 
 
 def kind_of(config) -> str:
@@ -279,25 +285,160 @@ def kind_of(config) -> str:
 
 
 def build(config, **changes) -> nn.Module:
-    """A network with fresh weights. Of `changes` those are made that its configuration has a field for."""
+    """A network with fresh weights. Changes to fields that the configuration lacks are ignored."""
     changes = {name: value for name, value in changes.items() if hasattr(config, name)}
     return KINDS[kind_of(config)].network(replace(config, **changes))
 
 
-def to_save(network: nn.Module, tokenizer=None, labels=None) -> dict:
-    """What a saved file holds: the network, its tokeniser as JSON, the names of its labels (None: no trained head)."""
-    return {
-        "format": FORMAT,
-        "kind": kind_of(network.config),
-        "config": asdict(network.config),
-        "weights": network.state_dict(),
-        "tokenizer": tokenizer,
-        "labels": labels,
-    }
+# ---- A network that reads
 
 
-def load_whole(path) -> dict:
-    """The dict in a file of torch.save, its check sums right, its format ours. Raises any exception."""
+FORMAT = 3  # of saved files
+MAX_TOKENS = 128  # a longer sentence is cut
+CACHED = 100_000  # sentences whose ids are kept, some 30 MB
+PIXELS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))  # CIFAR-100's mean and deviation, pixels from 0 to 1
+
+
+def encode(tokenizer: Tokenizer, text) -> np.ndarray:
+    """The ids and the types of a sentence or pair, (2, T)."""
+    pair = (text,) if isinstance(text, str) else text
+    found = tokenizer.encode(*pair)
+    return np.array([found.ids, found.type_ids], np.int32)
+
+
+class Model(nn.Module):
+    """A network with what it reads by: raw sentences or pictures in, logits out.
+
+    `labels` are the names of its classes: None without a trained head, [] for a regression. `columns` are the names of
+    an example's texts, one or two; of pictures none. Raises ValueError if the tokeniser does not fit the network.
+    """
+
+    def __init__(self, network: nn.Module, tokenizer: Tokenizer | None = None, labels=None, columns=("sentence",)):
+        super().__init__()
+        self.network, self.tokenizer, self.labels, self.columns = network, tokenizer, labels, tuple(columns)
+        self.title = None  # in a run: "student kd"
+        self.precision = "fp32"  # of matrix products; or "bf16"
+        self.layers = ()  # whose states are returned beside the logits
+        self.reads_noise = False  # whether it reads `noisy` instead of `examples`
+        # Not of `self`, which would then refer to itself and not be freed when it is no longer used.
+        self.encode = functools.lru_cache(CACHED)(functools.partial(encode, tokenizer))
+        reads = KINDS[kind_of(network.config)].reads
+        if (reads == "sentences") != (tokenizer is not None):
+            raise ValueError(f"a network that reads {reads}: expected a tokeniser only where it reads sentences")
+        if tokenizer:
+            words = max(tokenizer.get_vocab().values()) + 1
+            if words > network.config.vocab_size:
+                raise ValueError(f"{words} words in the tokeniser for {network.config.vocab_size} rows in the network")
+            tokenizer.enable_truncation(min(network.config.max_tokens, MAX_TOKENS))
+            tokenizer.no_padding()
+
+    def lengths(self, examples) -> np.ndarray:
+        """The number of tokens of each example, (N,); 1 for a picture."""
+        if not self.tokenizer:
+            return np.ones(len(examples), int)
+        return np.array([self.encode(text).shape[1] for text in examples])
+
+    def inputs(self, examples) -> dict[str, torch.Tensor]:
+        """What the network takes: ids, types and mask (B, T), T the length of the longest; or images (B, 3, 32, 32)."""
+        device = next(self.network.parameters()).device
+        if not self.tokenizer:
+            mean, deviation = torch.tensor(PIXELS, device=device)[:, :, None, None]  # (3, 1, 1) each
+            return {"images": (torch.from_numpy(examples).to(device) / 255 - mean) / deviation}
+        encoded = [self.encode(text) for text in examples]
+        lengths = np.array([ids.shape[1] for ids in encoded])
+        both = np.zeros((2, len(encoded), lengths.max()), np.int32)
+        for n, ids in enumerate(encoded):
+            both[:, n, : lengths[n]] = ids
+        ids, types = torch.from_numpy(both).to(device)
+        real = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None]).to(device)  # (B, T)
+        return {"input_ids": ids, "token_type_ids": types, "attention_mask": real}
+
+    def forward(self, examples, noisy=None):
+        """B examples -> logits (B, K), or (logits, states) if `layers` are set. noisy: the same with word noise."""
+        inputs = self.inputs(noisy if self.reads_noise and noisy is not None else examples)
+        if self.layers:
+            inputs["layers"] = self.layers
+        device = next(iter(inputs.values())).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
+            return self.network(**inputs)
+
+    @torch.no_grad()
+    def logits(self, examples: np.ndarray) -> np.ndarray:
+        """The logits (N, K) in eval mode, computed in batches of similar length."""
+        was_training = self.training
+        self.eval()
+        rows = np.argsort(self.lengths(examples), kind="stable")
+        found = []
+        for first in range(0, len(rows), 256):
+            outputs = self(examples[rows[first : first + 256]])
+            found.append((outputs[0] if self.layers else outputs).float().cpu())
+        self.train(was_training)
+        return torch.cat(found)[np.argsort(rows)].numpy()
+
+    def predict(self, examples: list) -> list[tuple]:
+        """For each sentence, each (sentence, sentence) of a task of pairs, or each picture in bytes (3, 32, 32),
+        (label, {name: probability}); of a regression (score, {}). Raises ValueError on anything else, and if the
+        network has no trained head."""
+        if self.labels is None:
+            raise ValueError("predict: expected a network with a trained head")
+        if isinstance(examples, str):
+            raise ValueError("predict: expected a list of sentences, found one sentence")
+        for example in examples:
+            self.check(example)
+        if not len(examples):
+            return []
+        texts = [tuple(example) if isinstance(example, list) else example for example in examples]
+        logits = self.logits(np.fromiter(texts, object) if self.columns else np.stack(examples))
+        if not self.labels:
+            return [(score, {}) for score in logits[:, 0].tolist()]
+        found = []
+        for probabilities in torch.from_numpy(logits).softmax(dim=-1).tolist():
+            by_name = dict(zip(self.labels, probabilities))
+            found.append((max(by_name, key=by_name.get), by_name))
+        return found
+
+    def check(self, example):
+        """Raise ValueError if this is not an example of the model's kind."""
+        if self.columns:
+            parts = example if len(self.columns) > 1 and isinstance(example, (tuple, list)) else [example]
+            of_bytes = "[\ud800-\udfff]"  # what Python makes of bytes that are not UTF-8
+            fits = all(isinstance(part, str) and not re.search(of_bytes, part) for part in parts)
+            fits = fits and len(parts) == len(self.columns)
+            expected = f"{' and '.join(self.columns)}, in UTF-8"
+        else:
+            fits = isinstance(example, np.ndarray) and (example.shape, example.dtype) == ((3, 32, 32), np.uint8)
+            expected = "a picture in bytes, (3, 32, 32)"
+        if not fits:
+            raise ValueError(f"expected {expected}, found {str(example)[:80]!r}")
+
+    def save(self, path):
+        """Save it, so that `load` gives the same model."""
+        write_whole(Path(path), {
+            "format": FORMAT, "kind": kind_of(self.network.config), "config": asdict(self.network.config),
+            "weights": self.network.state_dict(), "tokenizer": self.tokenizer and self.tokenizer.to_str(),
+            "labels": self.labels, "columns": self.columns, "title": self.title,
+        })  # fmt: skip
+
+
+def load(path) -> Model:
+    """The model in a saved file, or in the metadistil.pt of a directory, in eval mode. Raises CheckpointError."""
+    with expecting(f"{path}: {EXPECTED}"):
+        saved = read_whole(saved_file(path))
+        network = build(KINDS[saved["kind"]].config(**saved["config"]))
+        network.load_state_dict(saved["weights"])
+        tokenizer = saved["tokenizer"] and Tokenizer.from_str(saved["tokenizer"])
+        model = Model(network, tokenizer, saved["labels"], saved["columns"])
+        model.title = saved["title"]
+        return model.eval()
+
+
+def saved_file(path) -> Path:
+    """The file itself: the path, or in a directory its metadistil.pt."""
+    return Path(path, "metadistil.pt") if Path(path).is_dir() else Path(path)
+
+
+def read_whole(path) -> dict:
+    """The dict that `write_whole` wrote. Raises any exception if a bit has changed, or if the format is another."""
     if zipfile.ZipFile(path).testzip():
         raise ValueError("a wrong check sum: make it again")
     saved = torch.load(path, "cpu", weights_only=True)
@@ -306,17 +447,20 @@ def load_whole(path) -> dict:
     return saved
 
 
-def saved_file(path) -> Path:
-    """The file of a saved network: the path, or in a directory its metadistil.pt."""
-    return Path(path, "metadistil.pt") if Path(path).is_dir() else Path(path)
-
-
-def read_saved(path) -> tuple[nn.Module, dict]:
-    """The network of a saved file, and what else the file holds. Raises CheckpointError."""
-    with expecting(f"{path}: {EXPECTED}"):
-        saved = load_whole(saved_file(path))
-        if "labels" not in saved:
-            raise ValueError("no labels in it")
-        network = build(KINDS[saved["kind"]].config(**saved["config"]))
-        network.load_state_dict(saved.pop("weights"))
-        return network, saved
+def write_whole(path: Path, content):
+    """Write text, or a dict by torch.save, atomically: `path` is never half written."""
+    file = io.BytesIO()
+    if isinstance(content, dict):
+        torch.save(content, file)
+    else:
+        file.write(content.encode())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as whole:
+            whole.write(file.getbuffer())
+            whole.flush()
+            os.fsync(whole.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ def draw(out) -> Path:
         raise FileNotFoundError(f"{out}: expected a finished run; one that was stopped goes on by --resume")
     log = [json.loads(line) for line in Path(out, "metrics.jsonl").read_text().splitlines()]
     seeds = 1 + max(entry["seed"] for entry in log)
-    scored = [entry["scores"] for entry in log if "epoch" in entry and not entry["stage"].startswith("teacher")]
+    scored = [entry["scores"] for entry in log if not entry["stage"].startswith("teacher")]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     drawn = []
     for title in dict.fromkeys(title for scores in scored for title in scores):

@@ -244,7 +244,7 @@ class Demo:
 
     def __init__(self, run):
         self.run = run
-        self.config, _ = train.read_journal(run)
+        self.config, _ = train.read_run(run)
         data.expect(self.config.task in data.TASKS, f"{run}: expected a run on one of {', '.join(data.TASKS)}")
         files = data.TASKS[self.config.task]
         self.fields, folder = len(files.texts), Path(self.config.data, files.folder)
@@ -258,8 +258,7 @@ class Demo:
         self.sizes = [sum(theta.numel() for theta in model.network.parameters()) for model in self.models]
         self.by_tokenizer = collections.defaultdict(list)
         for model in self.models if self.fields else []:
-            cuts_by = model.tokenizer.to_str(), model.network.config.max_tokens
-            self.by_tokenizer[cuts_by].append(model)
+            self.by_tokenizer[model.tokenizer.to_str()].append(model)
         self.answer(("a",) * self.fields if self.fields else self.pictures.examples[0])  # the first time is slow
 
     def example(self, question):
@@ -358,7 +357,6 @@ def compared(label, probabilities, before, truth):
 
 def cut_up(model, texts):
     """([(token, is it unknown?)], whether the end is cut off). In place of an unknown token stands its word."""
-    model.tokenizer.enable_truncation(min(data.MAX_LENGTH, model.network.config.max_tokens))
     encoding = model.tokenizer.encode(*texts)
     unknown, tokens = getattr(model.tokenizer.model, "unk_token", None), []
     for token, which, (start, end) in zip(encoding.tokens, encoding.sequence_ids, encoding.offsets):

@@ -7,6 +7,9 @@ transformers reads it, and DIR/metadistil.pt or checkpoints/org/name/metadistil.
 tokeniser, names of the labels. Before that the two networks and the two tokenisers are compared. Where they part, one
 line says so, and nothing is written. The package fills what the files lack with random numbers, which is allowed of
 the head alone: the classifier, the layer before it, or both. If one is missing, the file names no labels.
+
+train.py keeps a head whose labels are the task's, in the task's order. `--labels` writes it so: out of the published
+files, or out of metadistil.pt alone where they are not in the directory.
 """
 
 import argparse
@@ -278,6 +281,31 @@ def convert(reference):
     return network.eval()
 
 
+def plain(label):
+    """A label by which it is looked up: neither case nor an underscore for a space counts."""
+    return label.lower().replace("_", " ")
+
+
+def outputs_named(wanted, labels):
+    """For each label that is wanted, the number of the output that it is to name: its own, if these are the labels of the
+    head in another order; else the outputs are named in their order. Raises FetchError."""
+    expect(len(wanted) == len(labels), f"--labels: expected {len(labels)} names, for {labels}, found {len(wanted)}")
+    wanted, labels = [*map(plain, wanted)], [*map(plain, labels)]
+    expect("" not in wanted and len({*wanted}) == len(wanted), f"--labels: expected each name once, found {wanted}")
+    if {*wanted} == {*labels}:
+        return [labels.index(label) for label in wanted]
+    moved = [label for label, ours in zip(labels, wanted) if label in wanted and label != ours]
+    expect(not moved, f"--labels: expected all labels of the head, {labels}, or {moved} in their places")
+    return [*range(len(labels))]
+
+
+@torch.no_grad()
+def reorder(classifier, outputs):
+    """Let output i of a head be what outputs[i] was."""
+    for theta in classifier.parameters():  # (K, D) and (K,)
+        theta.copy_(theta[outputs])
+
+
 PAGE = """The plot is witty.
 THE PLOT, Is it Witty?!
   spaces  before and after \u00a0
@@ -378,8 +406,10 @@ def read_batches(tokenizer, ours, longest):
 @torch.no_grad()
 def prove_logits(reference, network, labels, batches, most):
     """The largest difference of the logits (B, K). Raises FetchError if it is more than `most`. Ours are looked up by the
-    names of the labels that the file will hold, so that a wrong order shows."""
-    columns = [labels.index(str(reference.config.id2label[number])) for number in range(len(labels))]
+    names of the labels that the file will hold, so that a wrong order shows; under new names in their places."""
+    places = {plain(label): n for n, label in enumerate(labels)} | {label: n for n, label in enumerate(labels)}
+    published = [str(reference.config.id2label[number]) for number in range(len(labels))]
+    columns = [places.get(name, places.get(plain(name), n)) for n, name in enumerate(published)]
     largest = 0.0
     for theirs, ours in batches:
         difference = (network(**ours)[:, columns] - reference(**theirs).logits).abs().max().item()
@@ -404,8 +434,9 @@ def prove(reference, network, labels, tokenizer, tokenizer_json):
   {double:.1e} on {2 * len(ODD_TEXTS)} texts and pairs, each network by its own tokeniser, in double precision"""
 
 
-def fetch_checkpoint(name, folder, model_type=None):
-    """Convert a published checkpoint, prove that it is the same, and write it to the folder."""
+def fetch_checkpoint(name, folder, model_type=None, wanted=None):
+    """Convert a published checkpoint, prove that it is the same, and write it to the folder, its head under the labels
+    that are wanted."""
     expect(transformers, "needs the package transformers: pip install -r notebooks/requirements.txt")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -416,18 +447,36 @@ def fetch_checkpoint(name, folder, model_type=None):
     reference, head = read_network(source, config)
     with saying("cannot be converted"):
         network, labels = convert(reference), label_names(config)
+        if wanted:
+            expect(head and len(labels) > 1, "--labels: expected a trained head with classes, found none")
+            reorder(network.classifier, outputs_named(wanted, labels))
+            labels = wanted
         tokenizer_json = unlimited(tokenizer.backend_tokenizer.to_str())
         proof = prove(reference, network, labels, tokenizer, tokenizer_json)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        file = Path(temporary, "metadistil.pt")
-        with saying("cannot be written"):
-            torch.save(models.to_save(network, tokenizer=tokenizer_json, labels=labels if head else None), file)
-            file.replace(folder / file.name)
+        named = labels if len(labels) > 1 else []  # one output is a regression
+        model = models.Model(network, Tokenizer.from_str(tokenizer_json), named if head else None)
+    file = folder / "metadistil.pt"
+    with saying("cannot be written"):
+        model.save(file)
     print(f"{name}: {config.model_type}, {reference.num_parameters():,} parameters, {config.num_hidden_layers} layers")
     print(proof)
-    print(f"  labels: {', '.join(labels) if head else 'none, the head is fresh'}")
-    print(f"  written: {folder / file.name}")
+    print(f"  labels: {', '.join(named) or 'none, a regression' if head else 'none, the head is fresh'}")
+    print(f"  written: {file}")
+
+
+def relabel(name, wanted):
+    """Write a saved model again, its head under the labels that are wanted."""
+    with saying("--labels"):
+        model, file = models.load(name), models.saved_file(name)
+        expect(model.labels, "expected a trained head with classes, found none")
+        reorder(model.network.classifier, outputs_named(wanted, model.labels))
+        model.labels = wanted
+        model.save(file)
+    print(f"{name}: labels: {', '.join(wanted)}\n  written: {file}")
+
+
+LABELS_HELP = """the labels of a checkpoint's head in the order of the task: if these are its own labels, its outputs
+change places; if they are others, they are names for its outputs as they stand"""
 
 
 def main():
@@ -436,18 +485,22 @@ def main():
     parser.add_argument("names", nargs="+", metavar="NAME", help="a task, a directory, or a name on the hub")
     parser.add_argument("--data", default="data", metavar="DIR", help="where data sets go (data)")
     parser.add_argument("--model-type", choices=NAMES, help="of a checkpoint whose config.json does not say it")
+    parser.add_argument("--labels", metavar="A,B,...", help=LABELS_HELP)
     arguments, status = parser.parse_args(), 0
+    labels = None if arguments.labels is None else [name.strip() for name in arguments.labels.split(",")]
     sys.stdout.reconfigure(errors="backslashreplace")  # labels may have letters that the terminal has not
     for name in arguments.names:
         try:
             if name in SOURCES:
                 fetch_data(name, arguments.data)
+            elif labels and models.saved_file(name).is_file() and not Path(name, "config.json").exists():
+                relabel(name, labels)
             elif Path(name).is_dir():
-                fetch_checkpoint(name, Path(name), arguments.model_type)
+                fetch_checkpoint(name, Path(name), arguments.model_type, labels)
             else:
                 expected = f"expected a task ({', '.join(SOURCES)}), a directory, or a name on the hub (org/name)"
                 expect(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name), expected)
-                fetch_checkpoint(name, Path("checkpoints", name), arguments.model_type)
+                fetch_checkpoint(name, Path("checkpoints", name), arguments.model_type, labels)
         except (FetchError, OSError) as error:
             print(f"fetch.py: {name}: {error}", file=sys.stderr)
             status = 2

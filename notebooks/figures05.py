@@ -61,11 +61,11 @@ def sheet(examples, flowers):
 
 
 def cropped(whole, seen):
-    """Pictures as they are, and as one training batch holds them: (N, 3, 32, 32) each."""
+    """Pictures as they are, and as one training batch holds them: (N, 3, 32, 32) bytes each."""
     figure, axes = plt.subplots(2, len(whole), figsize=(12, 3.5))
     for row, name in enumerate(("whole", "cropped,\nmirrored")):
         for ax, image in zip(axes[row], (whole, seen)[row]):
-            ax.imshow(image.permute(1, 2, 0))
+            ax.imshow(image.transpose(1, 2, 0))
             ax.set(xticks=[], yticks=[])
             ax.grid(False)
         axes[row, 0].set_ylabel(name)

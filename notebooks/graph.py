@@ -2,7 +2,7 @@
 
 with Recorder() as recorder:
     theta_S_prime = metadistil.pilot_update(...)["theta"]
-nodes = recorder.graph_of(theta_S_prime)
+nodes = recorder.graph_of(theta_S_prime, [teacher.theta, student.theta])
 """
 
 import re
@@ -43,8 +43,8 @@ class Recorder(TorchDispatchMode):
             self.results.append(result)
         return result
 
-    def graph_of(self, result: Tensor) -> list[Node]:
-        """All nodes that lead to the result, the result's own first. Empty if it has no graph."""
+    def graph_of(self, result: Tensor, leaves: list[Tensor]) -> list[Node]:
+        """All nodes on the ways from these leaves to the result, the result's own first. Empty if it has no graph."""
         values = {one.grad_fn: one.detach() for one in self.results if one.grad_fn is not None}
         nodes = {}
 
@@ -58,7 +58,15 @@ class Recorder(TorchDispatchMode):
 
         if result.grad_fn is not None:
             visit(result.grad_fn)
-        return list(nodes.values())
+        places = {leaf.data_ptr() for leaf in leaves}  # detached, a parameter is another tensor in the same place
+
+        def begins_there(node):
+            return any(map(begins_there, node.inputs)) or node.name == "leaf" and node.value.data_ptr() in places
+
+        found = [node for node in nodes.values() if begins_there(node)]
+        for node in found:
+            node.inputs = [one for one in node.inputs if one in found]
+        return found
 
 
 def send_back(nodes: list[Node], result: Tensor, leaf: Tensor, gradient: Tensor) -> Tensor:

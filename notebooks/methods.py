@@ -62,7 +62,7 @@ def meta_gradient(stage, batch, k, trace=None):
     """The meta-gradient of step k, with the stage's settings: a tensor for each teacher parameter."""
     settings = {"pilot_lr": stage.config.pilot_lr, "mode": stage.config.meta_grad}
     settings |= {"loss": stage.loss, "quiz_loss": stage.quiz_loss, "trace": trace}
-    return metadistil.meta_gradient(stage.learner, stage.teachers, batch, stage.context.quiz(k), **settings).grads
+    return metadistil.meta_gradient(stage.learner, stage.teachers, batch, stage.quiz(k), **settings).grads
 
 
 def real_update(stage, batch):
@@ -129,7 +129,7 @@ def no_pilot(stage, batch, rows, k):
     real update comes before the meta update. The way is that of "jvp"."""
     learner, teachers = stage.learner, stage.teachers
     inputs, labels = batch
-    _, v = metadistil.quiz_gradient(learner, dict(learner.named_parameters()), stage.context.quiz(k), stage.quiz_loss)
+    _, v = metadistil.quiz_gradient(learner, dict(learner.named_parameters()), stage.quiz(k), stage.quiz_loss)
     z_T = metadistil.teach(teachers, inputs)
     z_T_leaf = metadistil.each_tensor(metadistil.leaf, z_T)
     pilot_lr = stage.config.pilot_lr
@@ -141,8 +141,8 @@ def no_pilot(stage, batch, rows, k):
 
 
 def mutual(stage, batch, rows, k):
-    """Mutual learning (Zhang et al. 2018): the student learns from the teacher, then the teacher from the student. There
-    is no quiz; of the flags for the teacher it uses its rate and its optimiser."""
+    """Mutual learning (Zhang et al. 2018): the student learns from the teacher, then the teacher from the student.
+    There is no quiz; of the flags for the teacher it uses its rate and its optimiser."""
     found = real_update(stage, batch)
     for teacher in stage.teachers:
         metadistil.real_update(teacher, stage.learner, batch, stage.teacher_optimizer, stage.loss)

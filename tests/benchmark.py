@@ -37,7 +37,6 @@ def flags():
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--row", help=argparse.SUPPRESS)  # one row's peak memory, for the parent process
     return parser.parse_args()
 
@@ -46,21 +45,27 @@ class Bench:
     """Two networks in each precision that the machine multiplies in, a batch and a quiz batch of one shape."""
 
     def __init__(self, given):
-        self.device, B = torch.device(given.device), given.batch_size
+        self.device, B = torch.device(train.DEVICE), given.batch_size
         task = data.load_task("sst2", given.data)
-        self.encoded = data.encode(data.train_tokenizer(task.train.texts), task.train, given.device)
-        self.batches = data.batches_of(self.encoded.lengths, B, 0, 0)
-        self.longest = {i: self.encoded.lengths[rows].max() for i, rows in enumerate(self.batches) if len(rows) == B}
-        usual = np.median(list(self.longest.values()))  # a batch of the usual length, and a quiz of the same
-        first, second = sorted(self.longest, key=lambda i: abs(self.longest[i] - usual))[:2]
-        self.batch, self.quiz = (self.encoded.batch(self.batches[i]) for i in (first, second))
-        precisions = ["fp32"] + ["bf16"] * train.bf16_in_hardware(self.device.type)
+        self.tokenizer = data.train_tokenizer(task.train.keys)
+        precisions = ["fp32"] + ["bf16"] * train.bf16_in_hardware()
         self.pairs = {precision: self.build(given, precision) for precision in precisions}
+        reader = models.Model(self.pairs["fp32"][0], self.tokenizer, task.label_names, task.columns)
+        self.lengths = reader.lengths(task.train.examples)
+        self.batches = data.batches_of(self.lengths, B, 0, 0)
+        longest = {i: self.lengths[rows].max() for i, rows in enumerate(self.batches) if len(rows) == B}
+        usual = np.median(list(longest.values()))  # a batch of the usual length, and a quiz of the same
+        first, second = sorted(longest, key=lambda i: abs(longest[i] - usual))[:2]
+        drawn = [task.train[self.batches[i]] for i in (first, second)]
+        self.batch, self.quiz = ((reader.inputs(split.examples), self.tensor(split.labels)) for split in drawn)
+
+    def tensor(self, labels):
+        return torch.from_numpy(labels).to(self.device)
 
     def build(self, given, precision: str):
         """Student, teacher and their optimisers: the same weights every time, products in the precision."""
         torch.manual_seed(0)
-        sizes = {"vocab_size": int(self.encoded.inputs["input_ids"].max()) + 1, "hidden": given.width, "dropout": 0.1}
+        sizes = {"vocab_size": self.tokenizer.get_vocab_size(), "hidden": given.width, "dropout": 0.1}
         sizes |= {"heads": given.width // 64, "intermediate": 4 * given.width}
         depths = given.student_layers, 2 * given.student_layers
         networks = [models.Encoder(models.EncoderConfig(layers=n, **sizes)).to(self.device) for n in depths]
@@ -239,8 +244,8 @@ def main():
                  f"{work / possible:.3f}", f"{kept[row]:.0f}", f"{kept[row] / kept[own]:.2f}", f"{peak_of(number):.0f}"]  # fmt: skip
         print("| " + " | ".join(cells) + " |", flush=True)
     agree(bench)
-    real = sum(bench.encoded.lengths)
-    computed = sum(len(rows) * bench.encoded.lengths[rows].max() for rows in bench.batches)
+    real = sum(bench.lengths)
+    computed = sum(len(rows) * bench.lengths[rows].max() for rows in bench.batches)
     print(f"An epoch of {given.data}: {computed:,} tokens computed for {real:,} real ones, {computed / real:.3f} times.")
 
 

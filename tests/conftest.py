@@ -1,9 +1,14 @@
-"""The four modules stand beside this directory; a few words serve every test."""
+"""The four modules stand beside this directory; runs as small as can be, and a few words that serve every test."""
 
+import atexit
+import contextlib
 import http.server
+import itertools
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -18,6 +23,17 @@ sys.path.insert(0, str(ROOT))
 sys.path.append(str(ROOT / "notebooks"))
 
 import data
+import models
+import train
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test starts from the same random numbers."""
+    torch.manual_seed(0)
+
+
+# ---------------------------------------------------------------- small runs
 
 
 def builtin_reviews(split):
@@ -25,10 +41,124 @@ def builtin_reviews(split):
     return data.read_files(data.TASKS["sst2"], data.REVIEWS, "sst2")[split]
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    """Every test starts from the same random numbers."""
-    torch.manual_seed(0)
+def write_reviews(folder):
+    """SST-2's files with few of the reviews, so that scores take no time."""
+    (folder / "SST-2").mkdir(parents=True)
+    for name, rows in (("train", 90), ("dev", 30), ("test", 40)):
+        split = builtin_reviews(name)[:rows]
+        lines = [f"{text}\t{label}\n" for text, label in zip(split.examples, split.labels)]
+        (folder / "SST-2" / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(lines))
+    return folder
+
+
+FEW = Path(tempfile.mkdtemp())
+atexit.register(shutil.rmtree, FEW, ignore_errors=True)
+SMALL = {
+    "data": str(write_reviews(FEW)), "teacher": "micro", "student": "micro", "train_size": 60, "quiz_size": 20,
+    "batch_size": 16, "quiz_batch_size": 8, "teacher_epochs": 2, "warmup_epochs": 1, "epochs": 2,
+}  # fmt: skip
+
+
+def small(out, **other):
+    """The configuration of a small run; without the size of quizzes, if no method sits any: it would be refused."""
+    settings = SMALL | {"out": str(out)} | other
+    if "metadistil" not in settings.get("methods", "metadistil"):
+        del settings["quiz_batch_size"]
+    return train.Config(**settings)
+
+
+def small_pictures(folder, out, **other):
+    """The same on the pictures in the folder."""
+    pictures = {"task": "cifar100", "data": str(folder), "teacher": "resnet8", "student": "resnet8"}
+    return small(out, **pictures | {"train_size": 28, "batch_size": 24, "epochs": 1} | other)
+
+
+def flags(**values):
+    return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def command_line(*arguments, **options):
+    return subprocess.run([sys.executable, ROOT / "train.py", *arguments], capture_output=True, text=True, **options)
+
+
+def refused(capsys, arguments) -> str:
+    """Run the command line, which must refuse: its one line."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        train.main([str(argument) for argument in arguments])
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("seed ")]  # progress
+    assert stop.value.code == 2 and len(said) == 1 and said[0].startswith("train.py: ")
+    return said[0]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A small finished run of two seeds. Leave it as it is."""
+    return train.run(small(tmp_path_factory.mktemp("runs") / "finished", seeds=2))
+
+
+@contextlib.contextmanager
+def stopped_after(writes):
+    """Inside it a run is stopped, as by Ctrl-C, right after so many files."""
+    write, count = train.write, itertools.count(1)
+
+    def write_then_stop(path, content):
+        write(path, content)
+        if next(count) == writes and path.name != "table.md":
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "write", write_then_stop)
+        yield
+
+
+def run_with_stops(config, writes):
+    """A run that is stopped after so many files, over and over, and resumed; at least twice."""
+    with stopped_after(writes), pytest.raises(KeyboardInterrupt):
+        train.run(config)
+    return resume_with_stops(config.out, writes)
+
+
+def resume_with_stops(out, writes):
+    for stops in range(100):
+        with stopped_after(writes), contextlib.suppress(KeyboardInterrupt):
+            ended = train.resume(out)
+            assert stops, "it was stopped but once"
+            return ended
+
+
+def numbers_of(out):
+    """All that a run computed: its log, byte for byte, and its final weights."""
+    weights = {str(path.relative_to(out)): torch.load(path, weights_only=True)["weights"] for path in sorted(Path(out).glob("seed*/*.pt"))}
+    return (Path(out) / "metrics.jsonl").read_bytes(), weights
+
+
+def same_weights(one, other):
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def assert_same_numbers(one, other):
+    (log, weights), (other_log, other_weights) = numbers_of(one), numbers_of(other)
+    assert log == other_log and weights.keys() == other_weights.keys()
+    for name, state in weights.items():
+        assert same_weights(state, other_weights[name]), name
+
+
+TEXTS = builtin_reviews("train").keys
+
+
+def checkpoint(folder, texts, layers=2, seed=0, labels=None, **shape):
+    """A random Encoder as notebooks/fetch.py leaves a published one, with a tokeniser learnt from the texts."""
+    torch.manual_seed(seed)
+    tokenizer = data.train_tokenizer(texts, 150)
+    shape = {"hidden": 16, "heads": 2, "intermediate": 32, "max_positions": 40} | shape
+    shape["num_labels"] = len(labels) if labels else 2
+    config = models.EncoderConfig(vocab_size=tokenizer.get_vocab_size(), layers=layers, **shape)
+    models.Model(shaken(models.Encoder(config)), tokenizer, labels).save(Path(folder, "metadistil.pt"))
+    return str(folder)
+
+
+# ---------------------------------------------------------------- the rest
 
 
 @pytest.fixture

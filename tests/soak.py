@@ -3,6 +3,7 @@ random moments, resumes it each time, and compares what it ends with to a run th
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,21 +15,27 @@ import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # beside other work two threads would wait for each other
 TRAIN = Path(__file__).parent.parent / "train.py"
-RUN = ["--task", "sst2", "--data", "builtin", "--teacher", "micro", "--train-size", "400", "--teacher-epochs", "20",
-       "--warmup-epochs", "3", "--epochs", "20", "--batch-size", "16", "--quiz-batch-size", "32", "--log-every", "3",
-       "--checkpoint-seconds", "0.1"]  # fmt: skip
+RUN = ["--task", "sst2", "--data", "builtin", "--teacher", "micro", "--train-size", "400", "--teacher-epochs", "10",
+       "--warmup-epochs", "2", "--epochs", "12", "--batch-size", "16", "--quiz-batch-size", "32"]  # fmt: skip
 
 
 def start(*flags) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, str(TRAIN), *flags], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
+def start_or_resume(out: Path, flags) -> subprocess.Popen:
+    if (out / "begun.json").exists():
+        return start("--resume", str(out))
+    shutil.rmtree(out, ignore_errors=True)  # killed before there was a run
+    return start(*flags, "--out", str(out))
+
+
 def numbers(out: Path) -> tuple:
     """All that a run computed: its log, its table without the seconds, its networks."""
-    scores, costs, notes = (out / "table.md").read_text().split("\n\n")
-    rows = [scores, notes, *(row.split("|")[:-2] for row in costs.splitlines())]
-    weights = {path.name: torch.load(path, weights_only=True)["weights"] for path in sorted(out.glob("seed0/*.pt"))}
-    return (out / "metrics.jsonl").read_text(), rows, weights
+    lines = (out / "table.md").read_text().splitlines()
+    table = [line.rsplit("|", 2)[0] if line.startswith("|") else line for line in lines]
+    weights = {path.name: torch.load(path, weights_only=True)["weights"] for path in sorted(out.glob("seed*/*.pt"))}
+    return (out / "metrics.jsonl").read_text(), table, weights
 
 
 def same(one: tuple, other: tuple) -> bool:
@@ -47,17 +54,17 @@ def soak(folder: Path, kills: int, flags: list[str] = RUN, seed: int = 0) -> boo
     assert not process.wait(), process.stderr.read()
     share, kill = (time.monotonic() - began - starting) / kills, 0  # of the work
     while kill < kills:
-        for part in out.glob("*.part"):
+        for part in out.glob("**/*.part"):
             part.unlink()  # of the kill before, lest it be taken for this one's
         before = changed(out)
-        process = start(*(["--resume", str(out)] if before else [*flags, "--out", str(out)]))
+        process = start_or_resume(out, flags)
         if kill % 5 == 0:  # while it starts
             time.sleep(rng.uniform(0, starting))
         else:
             while process.poll() is None and changed(out) == before:
                 time.sleep(0.002)
             time.sleep(rng.uniform(0, share))
-        while kill % 4 == 3 and process.poll() is None and not any(out.glob("*.part")):
+        while kill % 4 == 3 and process.poll() is None and not any(out.glob("seed0/*.checkpoint.part")):
             pass
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
@@ -66,7 +73,7 @@ def soak(folder: Path, kills: int, flags: list[str] = RUN, seed: int = 0) -> boo
             print(f"kill {kill}: {where(out)}", flush=True)
             if kill < kills:
                 continue
-            process = start("--resume", str(out))
+            process = start_or_resume(out, flags)
         assert not process.wait(), process.stderr.read()
         if not same(numbers(whole), numbers(out)):
             return False
@@ -74,17 +81,22 @@ def soak(folder: Path, kills: int, flags: list[str] = RUN, seed: int = 0) -> boo
     return True
 
 
-def changed(out: Path) -> float:
-    """When the run's last checkpoint was written; 0 if there is none."""
-    checkpoint = out / "checkpoint.pt"
-    return checkpoint.stat().st_mtime if checkpoint.exists() else 0
+def changed(out: Path) -> tuple:
+    """Which checkpoints and results the run has, and when they were written; false if there are none."""
+    found = []
+    for path in sorted([*out.glob("seed*/*.checkpoint"), *out.glob("seed*/*.json")]):
+        try:
+            found.append((path.name, path.stat().st_mtime_ns))
+        except FileNotFoundError:  # a stage has ended meanwhile
+            pass
+    return tuple(found)
 
 
 def where(out: Path) -> str:
     """The last that the killed run had written."""
-    writing = ", while writing " + ", ".join(path.name for path in out.glob("*.part")) if any(out.glob("*.part")) else ""
+    parts = ", ".join(path.name for path in out.glob("**/*.part"))
     lines = (out / "metrics.jsonl").read_text().splitlines() if (out / "metrics.jsonl").exists() else []
-    return (lines[-1][:100] if lines else "before the first line of the log") + writing
+    return (lines[-1][:100] if lines else "before the first line of the log") + (f", while writing {parts}" if parts else "")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""README, "To change it": each change, done as it is described there."""
+"""README, "To change it": each change, done as it is described there; stopped and resumed, what it adds comes along."""
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
+from conftest import assert_same_numbers, run_with_stops, small
 from test_metadistil import decoupled_kd_loss
-from test_train import assert_same_numbers, command_line, small
 from torch import nn
 
 import data
@@ -14,9 +15,12 @@ import models
 import train
 
 
-def losses_of(out):
-    """The losses of the last stage's log lines."""
-    return [entry["loss"] for entry in train.read_journal(str(out))[1]["log"] if "loss" in entry]
+def run_twice(folder, **settings) -> train.Run:
+    """A run, and the same stopped again and again: they must end with the same numbers."""
+    whole = train.run(small(folder / "whole", **settings))
+    run_with_stops(small(folder / "stopped", **settings), 3)
+    assert_same_numbers(whole.out, folder / "stopped")
+    return whole
 
 
 def test_a_new_loss_is_a_function_and_a_row(tmp_path, monkeypatch):
@@ -34,24 +38,29 @@ def test_a_new_loss_is_a_function_and_a_row(tmp_path, monkeypatch):
     monkeypatch.setitem(train.METHODS, "dkd", train.Method("fixed", True, dkd, train.distil_step))
     monkeypatch.setitem(train.METHODS, "metadistil-dkd", train.Method("learning", False, dkd, train.meta_step))
     finished = train.run(small(tmp_path / "run", methods="dkd,metadistil-dkd"))
-    assert {"student dkd", "student metadistil-dkd", "teacher after metadistil-dkd"} < set(finished.results)
-    assert called.count("dkd") == 10 and called.count("metadistil-dkd") == 2 * 10  # in pilot and real update
+    assert {"student dkd", "student metadistil-dkd", "teacher after metadistil-dkd"} < {*finished.results}
+    # 10 steps after the warm-up, for metadistil in pilot and real update; and those that are tried out
+    assert called.count("dkd") == 10 + 2 and called.count("metadistil-dkd") == 2 * 10 + 3
 
 
 def test_a_table_of_ones_own_is_one_entry(tmp_path, monkeypatch):
-    monkeypatch.setitem(data.TASKS, "mine", data.Files("mine", ("text",), "mood", {"-": "bad", "+": "good"}))
-    folder = tmp_path / "tables"
-    settings = {"task": "mine", "data": str(folder), "train_size": 30, "quiz_size": 10, "label_noise": 0.0, "methods": "kd"}
-    with pytest.raises(train.InputError, match="mine/train.tsv: expected a file there"):
-        train.run(small(tmp_path / "none", **settings))
+    """Of three classes, scored by macro-F1."""
+    files = data.Files("mine", ("text",), "mood", {"-": "bad", "0": "fair", "+": "good"}, ("f1",))
+    monkeypatch.setitem(data.TASKS, "mine", files)
+    settings = {"task": "mine", "data": str(tmp_path / "tables"), "train_size": 40, "quiz_size": 12, "methods": "metadistil"}
+    with pytest.raises(train.InputError, match="mine/train.tsv: expected a file there$"):
+        train.run(small(tmp_path / "run", **settings))
     assert not list(tmp_path.iterdir())  # and no reviews take its place
-    (folder / "mine").mkdir(parents=True)
+    (tmp_path / "tables" / "mine").mkdir(parents=True)
     for name, rows in (("train", range(60)), ("dev", range(60, 90))):
-        lines = [f"{'+-'[n % 2]}\tthis is number {n}\n" for n in rows]
-        (folder / "mine" / f"{name}.tsv").write_text("mood\ttext\n" + "".join(lines))
+        lines = [f"{'-0+'[n % 3]}\tthis is number {n} , {('no', 'well', 'yes')[n % 3]}\n" for n in rows]
+        (tmp_path / "tables" / "mine" / f"{name}.tsv").write_text("mood\ttext\n" + "".join(lines))
     finished = train.run(small(tmp_path / "run", **settings))
-    assert list(finished.results["student kd"][0]["scores"]) == ["dev accuracy"]
-    assert finished.models["student kd"].labels == ["bad", "good"]
+    student, dev = finished.models["student metadistil"], finished.config.load(0).dev
+    assert student.labels == ["bad", "fair", "good"]
+    said = np.array([student.labels.index(label) for label, _ in student.predict(list(dev.examples))])
+    hits = [2 * ((said == n) & (dev.labels == n)).sum() / ((said == n).sum() + (dev.labels == n).sum()) for n in range(3)]
+    assert finished.results["student metadistil"][0]["scores"] == {"dev f1": pytest.approx(np.mean(hits))}
 
 
 @dataclass(frozen=True)
@@ -81,53 +90,21 @@ class Bag(nn.Module):
 def test_a_new_network_is_its_class_and_two_entries(tmp_path, monkeypatch):
     monkeypatch.setitem(models.KINDS, "bag", models.Kind(Bag, BagConfig, "sentences"))
     monkeypatch.setitem(models.PRESETS, "bag", BagConfig())
-    settings = {"teacher": "bag", "student": "micro", "methods": "kd,metadistil", "checkpoint_seconds": 0.0}
-    whole = train.run(small(tmp_path / "whole", **settings))
+    whole = run_twice(tmp_path, teacher="bag", student="micro", methods="metadistil")
     assert isinstance(whole.models["teacher after metadistil"].network, Bag)  # saved and read again
-    save, saves = train.save_journal, []
-
-    def stop_at_20(config, journal):
-        save(config, journal)
-        saves.append(journal)
-        if len(saves) == 20:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "save_journal", stop_at_20)
-    with pytest.raises(KeyboardInterrupt):
-        train.run(small(tmp_path / "stopped", **settings))
-    monkeypatch.setattr(train, "save_journal", save)
-    train.run(*train.read_journal(str(tmp_path / "stopped")))
-    assert_same_numbers(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_a_network_that_its_configuration_does_not_describe_fails_before_its_training(tmp_path, monkeypatch):
-    class Grown(Bag):
-        def __init__(self, config):
-            super().__init__(config)
-            self.extra = nn.Linear(2, int(torch.randint(2, 1000, ())))
-
-    monkeypatch.setitem(models.KINDS, "bag", models.Kind(Grown, BagConfig, "sentences"))
-    monkeypatch.setitem(models.PRESETS, "bag", BagConfig())
-    with pytest.raises(models.CheckpointError, match="Grown: expected a configuration that describes it"):
-        train.run(small(tmp_path / "run", teacher="bag", methods="kd"))
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
 def test_another_optimiser_for_the_teacher_is_settings_alone(tmp_path):
-    flags = "--task sst2 --data builtin --teacher micro --train-size 60 --quiz-size 20 --teacher-epochs 1 --warmup-epochs 0 --epochs 1"
-    flags += f" --methods metadistil --teacher-optimizer sgd --teacher-lr 10 --out {tmp_path / 'run'}"
-    command_line(*flags.split(), check=True)
-    before, after = (models.read_saved(tmp_path / "run" / "seed0" / f"teacher-{name}.pt")[0] for name in ("before", "after-metadistil"))
-    moved = [one.detach() - other.detach() for one, other in zip(after.parameters(), before.parameters())]
-    length = torch.stack([part.norm() for part in moved]).norm().item()
-    config, _ = train.read_journal(str(tmp_path / "run"))
-    stage = train.Stage(train.Seed(config, 0), "metadistil")  # as it began: one step, of all 60 examples
-    batch, quiz = stage.context.batch(stage.rows(0), 0), stage.context.quiz(0)
-    settings = {"pilot_lr": config.pilot_lr, "loss": stage.loss, "quiz_loss": stage.quiz_loss, "mode": config.meta_grad}
-    grads = metadistil.meta_gradient(stage.learner, stage.teachers, batch, quiz, **settings).grads
-    expected = 10 * torch.stack([gradient.norm() for gradient in grads]).norm().item()
-    assert stage.total == 1 and len(batch[1]) == 60 and length == pytest.approx(expected, rel=1e-3) and expected > 0
+    settings = {"batch_size": 80, "warmup_epochs": 0, "epochs": 1, "teacher_optimizer": "sgd", "teacher_lr": 10}
+    finished = train.run(small(tmp_path / "run", methods="metadistil", **settings))
+    stage = train.Stage(train.Seed(finished.config, 0), "metadistil")  # as it began: one step, of all 60 examples
+    batch = stage.seed.batch(next(stage.batches()))
+    settings = {"pilot_lr": finished.config.pilot_lr, "loss": stage.loss, "quiz_loss": stage.quiz_loss}
+    grads = metadistil.meta_gradient(stage.learner, stage.teachers, batch, stage.quiz(0), **settings).grads
+    after = finished.models["teacher after metadistil"].parameters()
+    assert stage.total == 1 and len(batch[1]) == 60 and max(gradient.abs().max() for gradient in grads) > 1e-6
+    for before, now, gradient in zip(stage.teachers[0].parameters(), after, grads, strict=True):
+        torch.testing.assert_close(before - now, 10 * gradient, rtol=1e-3, atol=1e-6)
 
 
 def test_mutual_learning_is_a_row_and_a_function(tmp_path, monkeypatch):
@@ -144,3 +121,67 @@ def test_mutual_learning_is_a_row_and_a_function(tmp_path, monkeypatch):
     before, after = (finished.models[f"teacher {name}"].network.state_dict() for name in ("before", "after mutual"))
     assert not torch.equal(before["classifier.weight"], after["classifier.weight"])
     assert "teacher after mutual" in finished.table
+
+
+# ---------------------------------------------------------------- methods with parameters of their own
+
+
+def learns(stage, *values):
+    """Give the stage parameters that begin with these values. The teacher's optimiser learns them."""
+    stage.own = nn.ParameterList(values)
+    stage.changing.append(stage.own)
+    stage.teacher_optimizer.add_param_group({"params": stage.own.parameters()})
+
+
+def own_update(stage, batch, k, loss):
+    """The stage's parameters learn from the quiz, then the student from the loss, (student_outputs, parameters, labels)."""
+    own = tuple(map(metadistil.leaf, stage.own))
+    theta_S_prime = metadistil.pilot_update(stage.learner, batch, own, stage.config.pilot_lr, loss)
+    _, v = metadistil.quiz_gradient(stage.learner, theta_S_prime, stage.quiz(k), stage.quiz_loss)
+    for value, gradient in zip(stage.own, metadistil.second_order(theta_S_prime, own, v)):
+        value.grad = gradient
+    stage.teacher_optimizer.step()
+    now = tuple(value.detach() for value in stage.own)
+    return {"loss": metadistil.real_update(stage.learner, [], batch, stage.optimizer, lambda z_S, _, labels: loss(z_S, now, labels))}
+
+
+def weights(stage):
+    """One weight for each training example, from the quiz (Ren et al. 2018)."""
+    learns(stage, torch.ones(len(stage.task.train)))
+    return lambda z_S, z_T, labels: metadistil.hard_loss(z_S, labels)
+
+
+def weights_step(stage, batch, rows, k):
+    each = lambda z_S, labels: nn.functional.cross_entropy(z_S, labels, reduction="none")  # noqa: E731
+    return own_update(stage, batch, k, lambda z_S, own, labels: (own[0][rows] * each(z_S, labels)).mean())
+
+
+def settings(stage):
+    """α and T, from the quiz."""
+    learns(stage, torch.zeros(()), torch.zeros(()))
+    return train.logits_loss(stage)
+
+
+def settings_step(stage, batch, rows, k):
+    with torch.no_grad():
+        z_T = metadistil.teach(stage.teachers, batch[0])
+
+    def loss(z_S, own, labels):
+        alpha, temperature = own[0].sigmoid(), own[1].exp()
+        return alpha * metadistil.soft_loss(z_S, z_T, temperature) + (1 - alpha) * metadistil.hard_loss(z_S, labels)
+
+    return own_update(stage, batch, k, loss)
+
+
+@pytest.mark.parametrize("loss, step", [(weights, weights_step), (settings, settings_step)])
+def test_a_method_with_parameters_of_its_own(loss, step, tmp_path, monkeypatch):
+    stages = []
+
+    def noted_step(stage, *rest):
+        stages.append(stage)
+        return step(stage, *rest)
+
+    monkeypatch.setitem(train.METHODS, "own", train.Method("learning", False, loss, noted_step))
+    run_twice(tmp_path, methods="kd,own", teacher_lr=0.1, student_lr=0.01)
+    begun, ended = stages[0].own, stages[-1].own  # the first was but tried out
+    assert all((one != other).float().mean() > 0.9 for one, other in zip(begun, ended, strict=True))

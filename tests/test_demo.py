@@ -113,7 +113,7 @@ def serve():
 
 def files_of(run):
     """{title: the trained network in its file}."""
-    return {one.title: one for one in map(train.load, Path(run, "seed0").glob("*.pt"))}
+    return {one.title: one for one in map(models.load, Path(run, "seed0").glob("*.pt"))}
 
 
 def size_of(trained):
@@ -163,7 +163,7 @@ def test_the_tokens_are_those_that_the_networks_read(reviews, serve):
     [line] = serve(reviews).ask(text)["tokens"]  # all models have one tokeniser
     network = files_of(reviews)["student kd"]
     assert line["models"].count(",") == 4 and not line["is_cut"]
-    ids = data.encode(network.tokenizer, data.Split(np.array([text], object), None)).batch(np.array([0]))[0]["input_ids"][0].tolist()
+    ids = network.inputs([text])["input_ids"][0].tolist()
     expected = [network.tokenizer.id_to_token(one) for one in ids]
     assert "[UNK]" in expected and expected[0] == "[CLS]"
     place = expected.index("[UNK]")
@@ -183,7 +183,7 @@ def test_models_of_another_tokeniser_have_a_line_of_their_own(reviews, tmp_path_
 def test_a_long_text_is_cut_as_in_predict(reviews, serve):
     text = "the plot is fun " * 100
     answer = serve(reviews).ask(text)
-    assert answer["tokens"][0]["is_cut"] and len(answer["tokens"][0]["tokens"]) == data.MAX_LENGTH
+    assert answer["tokens"][0]["is_cut"] and len(answer["tokens"][0]["tokens"]) == models.MAX_TOKENS
     label, probabilities = files_of(reviews)["student kd"].predict([text])[0]
     row = next(row for row in answer["models"] if row["title"] == "student kd")
     assert [one["probability"] for one in row["classes"]] == pytest.approx([*probabilities.values()], abs=1e-6)
@@ -205,18 +205,18 @@ def test_a_pair_with_a_score(pairs, serve):
 
 def test_pictures(flowers, serve):
     served = serve(flowers)
-    config, _ = train.read_journal(flowers)
+    config, _ = train.read_run(flowers)
     test = data.load_task("cifar100", config.data).test
     names = Path(config.data, "cifar-100-binary", "fine_label_names.txt").read_text().replace("_", " ").splitlines()
     picture, label = served.server.demo.pictures.examples[3], served.server.demo.pictures.labels[3]
     [row] = np.flatnonzero((test.examples == picture).all(axis=(1, 2, 3)))
     assert test.labels[row] == label
-    mean, deviation = torch.tensor(data.PIXELS)[:, :, None, None]
+    mean, deviation = torch.tensor(models.PIXELS)[:, :, None, None]
     image = (torch.from_numpy(picture) / 255 - mean) / deviation
     for model in served.ask(picture=3)["models"]:
-        network, _ = models.read_saved(flowers / "seed0" / f"{model['title'].replace(' ', '-')}.pt")
+        network = models.load(flowers / "seed0" / f"{model['title'].replace(' ', '-')}.pt").network
         with torch.no_grad():
-            p = network.eval()(images=image[None])[0].softmax(dim=-1).numpy()
+            p = network(images=image[None])[0].softmax(dim=-1).numpy()
         likeliest = [names[n] for n in np.argsort(-p)[:5]]
         assert model["prediction"] == likeliest[0]
         assert model["notes"][0] == ("right" if likeliest[0] == names[label] else "wrong")
@@ -356,8 +356,8 @@ def test_what_a_user_can_mend_ends_in_one_line(reviews, flowers, tmp_path, capfd
         shutil.copytree(run, tmp_path / run.parent.name, ignore=shutil.ignore_patterns("seed*"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for arguments, expected in (
-            ([tmp_path / "nothing"], "nothing/checkpoint.pt: expected the checkpoint of a run"),
-            ([tmp_path], "expected the checkpoint of a run"),
+            ([tmp_path / "nothing"], "nothing: expected a run"),
+            ([tmp_path], f"{tmp_path}: expected a run"),
             ([tmp_path / reviews.parent.name], "expected a run with a trained network, found none"),
             ([tmp_path / flowers.parent.name], "expected a run with a trained network, found none"),
             ([reviews, "--port", taken.getsockname()[1]], "expected a free port"),

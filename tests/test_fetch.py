@@ -5,6 +5,7 @@ import http.server
 import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,9 +18,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, shaken
-from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, Tokenizer
+from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 
 import models
+import train
 
 sys.path.insert(0, str(ROOT / "notebooks"))
 import fetch  # noqa: E402
@@ -266,19 +268,18 @@ def logits_of(reference, network):
 TEXTS = ["The plot is witty.", "CAFÉ naïve", "", " the\tPlot", "数a [MASK] b", "a<mask> </s>"]
 
 
-def check_saved(folder, reference, head=True):
-    """The saved file is the package's network and tokeniser. Returns what else it holds."""
-    network, saved = models.read_saved(folder)
+def check_saved(folder, reference, head=True, outputs=slice(None)):
+    """The saved model is the package's network and tokeniser, its outputs in the order `outputs`. Returns the model."""
+    model = models.load(folder)
     if head:
-        expected, found = logits_of(reference, network)
-        assert (expected - found).abs().max() < 1e-5
+        expected, found = logits_of(reference, model.network)
+        assert (expected[:, outputs] - found).abs().max() < 1e-5
     theirs = fetch.transformers.AutoTokenizer.from_pretrained(folder, config=reference.config)
-    ours = Tokenizer.from_str(saved["tokenizer"])
     for text in TEXTS:
-        assert ours.encode(text).ids == theirs([text])["input_ids"][0]
-        assert ours.encode(text, "the plot").ids == theirs([text], ["the plot"])["input_ids"][0]
-    assert ours.truncation is None and ours.padding is None
-    return network.config, saved
+        assert model.tokenizer.encode(text).ids == theirs([text])["input_ids"][0]
+        assert model.tokenizer.encode(text, "the plot").ids == theirs([text], ["the plot"])["input_ids"][0]
+    assert model.tokenizer.padding is None
+    return model
 
 
 @published
@@ -286,11 +287,12 @@ def check_saved(folder, reference, head=True):
 def test_a_published_checkpoint_becomes_ours(tmp_path, family, capsys):
     reference = checkpoint(tmp_path, family)
     assert run(tmp_path) == 0
-    config, saved = check_saved(tmp_path, reference)
-    assert saved["labels"] == LABELS and (config.layers, config.num_labels) == (3, 3)
+    model = check_saved(tmp_path, reference)
+    assert model.labels == LABELS and model.columns == ("sentence",)
+    assert (model.network.config.layers, model.network.config.num_labels) == (3, 3)
     out = capsys.readouterr().out
     assert "largest difference" in out and "ENTAILMENT, NEUTRAL, CONTRADICTION" in out
-    assert not [path for path in tmp_path.iterdir() if path.is_dir()]  # no temporary folder
+    assert not list(tmp_path.glob("*.part"))
 
 
 @published
@@ -356,7 +358,7 @@ def test_robertas_positions_begin_after_its_padding(tmp_path, padding, special):
     if special:
         bpe(tmp_path, special)
     assert run(tmp_path) == 0
-    config, _ = check_saved(tmp_path, reference)
+    config = check_saved(tmp_path, reference).network.config
     assert config.position_offset == padding + 1 and config.max_tokens == 60 - padding - 1
 
 
@@ -385,7 +387,7 @@ def test_settings_of_a_wordpiece_tokeniser(tmp_path, family, setting):
     reference = checkpoint(tmp_path, family)
     wordpiece(tmp_path, **{setting: False})
     assert run(tmp_path) == 0
-    tokenizer = Tokenizer.from_str(check_saved(tmp_path, reference)[1]["tokenizer"])
+    tokenizer = check_saved(tmp_path, reference).tokenizer
     read = {
         "do_lower_case": ("The Plot café", True),
         "strip_accents": ("café", True),
@@ -400,7 +402,7 @@ def test_added_tokens(tmp_path, capsys):
     reference = checkpoint(tmp_path)
     write_json(tmp_path / "added_tokens.json", {"[NEW]": len(WORDS), "[more]": len(WORDS) + 1})
     assert run(tmp_path) == 0
-    tokenizer = Tokenizer.from_str(check_saved(tmp_path, reference)[1]["tokenizer"])
+    tokenizer = check_saved(tmp_path, reference).tokenizer
     assert tokenizer.encode("a[NEW] [more]").ids[1:-1] == [WORDS.index("a"), len(WORDS), len(WORDS) + 1]
     (tmp_path / "metadistil.pt").unlink()
     capsys.readouterr()
@@ -414,7 +416,7 @@ def test_add_prefix_space(tmp_path, prefix):
     reference = checkpoint(tmp_path, "roberta")
     bpe(tmp_path, add_prefix_space=prefix)
     assert run(tmp_path) == 0
-    tokens = Tokenizer.from_str(check_saved(tmp_path, reference)[1]["tokenizer"]).encode("a").tokens
+    tokens = check_saved(tmp_path, reference).tokenizer.encode("a").tokens
     assert tokens == (["<s>", "Ġ", "a", "</s>"] if prefix else ["<s>", "a", "</s>"])
 
 
@@ -470,7 +472,7 @@ def test_any_settings_are_right_or_refused(tmp_path, capsys):
         if added:
             write_json(tmp_path / "added_tokens.json", added)
         if run(tmp_path) == 0:
-            tokenizer = Tokenizer.from_str(check_saved(tmp_path, reference)[1]["tokenizer"])
+            tokenizer = check_saved(tmp_path, reference).tokenizer
             assert all(tokenizer.token_to_id(token) == number for token, number in added.items())
             capsys.readouterr()
         else:
@@ -489,9 +491,9 @@ def test_any_settings_are_right_or_refused(tmp_path, capsys):
 def test_without_a_trained_head_the_file_names_no_labels(tmp_path, family, kind, capsys):
     reference = checkpoint(tmp_path, family, kind, id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1})
     assert run(tmp_path) == 0 and "none, the head is fresh" in capsys.readouterr().out
-    config, saved = check_saved(tmp_path, reference, head=False)
-    first = models.read_saved(tmp_path)[0].state_dict()
-    assert saved["labels"] is None and config.num_labels == 2
+    model = check_saved(tmp_path, reference, head=False)
+    first = model.network.state_dict()
+    assert model.labels is None and model.network.config.num_labels == 2
     body = getattr(reference, family, reference)  # of a Model it is the network itself
     assert torch.equal(first["words.weight"], body.embeddings.word_embeddings.weight)
     if (family, kind) == ("bert", "Model"):
@@ -504,16 +506,106 @@ def test_a_fresh_head_is_the_same_each_time(tmp_path):
     found = []
     for _ in range(2):
         assert run(tmp_path) == 0
-        found.append(models.read_saved(tmp_path)[0].state_dict())
+        found.append(models.load(tmp_path).state_dict())
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 @published
-def test_a_regression_has_one_output(tmp_path):
+def test_a_regression_has_scores_and_no_labels(tmp_path):
     reference = checkpoint(tmp_path, id2label={0: "LABEL_0"}, label2id={"LABEL_0": 0})
     assert run(tmp_path) == 0
-    config, saved = check_saved(tmp_path, reference)
-    assert config.num_labels == 1 and saved["labels"] == ["LABEL_0"]
+    model = check_saved(tmp_path, reference)
+    [(score, probabilities)] = model.predict(["the plot is witty"])
+    assert model.labels == [] and isinstance(score, float) and probabilities == {}
+
+
+# ---------------------------------------------------------------- the task's labels
+
+
+@published
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("wanted, outputs", [
+    ("contradiction,entailment,neutral", [2, 0, 1]),
+    ("entailment,neutral,contradiction", [0, 1, 2]),
+    ("Neutral, Contradiction, Entailment", [1, 2, 0]),
+    ("yes,perhaps,no", [0, 1, 2]),
+    ("entailment,perhaps,no", [0, 1, 2]),
+])  # fmt: skip
+def test_a_head_under_the_tasks_labels(tmp_path, capsys, family, wanted, outputs):
+    """Its own labels in another order: its outputs move along. Others: its outputs are named, and stay."""
+    reference = checkpoint(tmp_path, family)
+    assert run(tmp_path, "--labels", wanted) == 0
+    model = check_saved(tmp_path, reference, outputs=outputs)
+    assert model.labels == [name.strip() for name in wanted.split(",")]
+    assert ", ".join(model.labels) in capsys.readouterr().out
+    assert run(tmp_path) == 0 and check_saved(tmp_path, reference).labels == LABELS  # nothing of it stays
+
+
+@published
+def test_glue_writes_an_underscore_where_the_task_has_a_space(tmp_path):
+    labels = {0: "not_entailment", 1: "entailment"}
+    reference = checkpoint(tmp_path, id2label=labels, label2id={name: n for n, name in labels.items()})
+    assert run(tmp_path, "--labels", "entailment,not entailment") == 0
+    assert check_saved(tmp_path, reference, outputs=[1, 0]).labels == ["entailment", "not entailment"]
+
+
+@published
+def test_labels_that_differ_in_case_alone(tmp_path):
+    reference = checkpoint(tmp_path, id2label={0: "us", 1: "US"}, label2id={"us": 0, "US": 1})
+    assert run(tmp_path) == 0 and check_saved(tmp_path, reference).labels == ["us", "US"]
+
+
+@published
+@pytest.mark.parametrize("wanted, said", [
+    ("yes,no", "expected 3 names"), ("a,b,c,d", "expected 3 names"), ("", "expected 3 names"),
+    ("yes,no,Yes", "each name once"), ("yes,,no", "each name once"),
+    ("neutral,perhaps,no", "in their places"),  # which output is "perhaps"?
+])  # fmt: skip
+def test_labels_that_do_not_fit_the_head_are_refused(tmp_path, capsys, wanted, said):
+    checkpoint(tmp_path)
+    assert said in refused(capsys, tmp_path, tmp_path, "--labels", wanted)
+    assert run(tmp_path) == 0
+    (tmp_path / "config.json").unlink()
+    assert said in refused(capsys, tmp_path, tmp_path, "--labels", wanted)  # of the saved model, too
+
+
+@published
+@pytest.mark.parametrize("kind, settings", [
+    ("Model", {}), ("ForSequenceClassification", {"id2label": {0: "score"}, "label2id": {"score": 0}}),
+])  # fmt: skip
+def test_without_a_trained_head_of_classes_there_is_nothing_to_name(tmp_path, capsys, kind, settings):
+    checkpoint(tmp_path, kind=kind, **settings)
+    assert run(tmp_path) == 0
+    for _ in ("published", "saved"):
+        for wanted in ("a,b,c", "a"):
+            assert "expected a trained head with classes" in refused(capsys, tmp_path, tmp_path, "--labels", wanted)
+        (tmp_path / "config.json").unlink(missing_ok=True)
+
+
+@published
+@pytest.mark.parametrize("of_hub", [False, True], ids=["a directory", "as written from the hub"])
+@pytest.mark.parametrize("labels, outputs", [
+    (["LABEL_0", "LABEL_1"], [0, 1]), (["0", "1"], [0, 1]), (["POSITIVE", "NEGATIVE"], [1, 0]),
+])  # fmt: skip
+def test_the_command_that_train_names_keeps_the_head(tmp_path, of_hub, labels, outputs):
+    """train.py begins a head for other labels anew, and its note says how to keep it."""
+    folder = tmp_path / "it's here"
+    numbers = {name: number for number, name in enumerate(labels)}
+    reference = checkpoint(folder, id2label=dict(enumerate(labels)), label2id=numbers)
+    assert run(folder) == 0
+    if of_hub:
+        (folder / "config.json").rename(folder / "elsewhere")
+    settings = {"train_size": 20, "quiz_size": 20, "student": str(folder), "methods": "finetune"}
+    config = train.resolved(train.Config(data="builtin", **settings))
+    seed = train.Seed(config, 0)
+    expected, found = logits_of(reference, seed.model("student").network)
+    assert (expected[:, outputs] - found).abs().max() > 1e-3
+    [note] = {*seed.notes}
+    command = shlex.split(note[note.index("python ") :])
+    assert run(*command[2:]) == 0
+    seed = train.Seed(config, 0)
+    expected, found = logits_of(reference, seed.model("student").network)
+    assert (expected[:, outputs] - found).abs().max() < 1e-5 and not seed.notes
 
 
 # ---------------------------------------------------------------- what is refused
@@ -599,7 +691,7 @@ def test_labels_that_are_numbers_are_names_too(tmp_path, capsys):
     config |= {"id2label": {"0": 0, "1": 1, "2": 2}, "label2id": {"0": 0, "1": 1, "2": 2}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert run(tmp_path) == 0 and "labels: 0, 1, 2" in capsys.readouterr().out
-    assert models.read_saved(tmp_path)[1]["labels"] == ["0", "1", "2"]
+    assert models.load(tmp_path).labels == ["0", "1", "2"]
 
 
 @published
@@ -609,7 +701,7 @@ def test_a_full_disk_leaves_no_file(tmp_path, capsys, monkeypatch):
     def full(*_):
         raise RuntimeError("[enforce fail at inline_container.cc:672]")
 
-    monkeypatch.setattr(fetch.torch, "save", full)
+    monkeypatch.setattr(torch, "save", full)
     assert "cannot be written: [enforce fail" in refused(capsys, tmp_path, tmp_path)
 
 
@@ -768,6 +860,16 @@ def test_a_converter_broken_on_purpose_is_caught_by_its_own_proof(tmp_path, monk
 
 
 @published
+@pytest.mark.parametrize("name, broken", [
+    ("reorder", lambda classifier, outputs: None), ("outputs_named", lambda wanted, labels: [1, 2, 0]),
+])  # fmt: skip
+def test_a_head_in_a_wrong_order_is_caught_by_the_proof(tmp_path, monkeypatch, capsys, name, broken):
+    checkpoint(tmp_path)
+    monkeypatch.setattr(fetch, name, broken)
+    assert "the logits" in refused(capsys, tmp_path, tmp_path, "--labels", "contradiction,entailment,neutral")
+
+
+@published
 def test_the_proof_sees_a_small_error_under_a_fresh_head(tmp_path, monkeypatch, capsys):
     """Weights as they are drawn: single precision would hide a wrong epsilon behind 1e-4."""
     config = fetch.transformers.BertConfig(
@@ -866,7 +968,7 @@ def test_a_name_on_the_hub_and_again_from_the_cache(here, hub, weights):
     assert files(here) == {"checkpoints/org/name/metadistil.pt"}
     asked = {path.rsplit("/", 1)[1] for path in hub.asked if "/resolve/" in path}
     assert asked == {"config.json", "vocab.txt", "tokenizer_config.json", weights}
-    expected, found = logits_of(reference, models.read_saved(saved)[0])
+    expected, found = logits_of(reference, models.load(saved).network)
     assert (expected - found).abs().max() < 1e-5
     shutil.rmtree(here / "checkpoints")
     hub.stop()
@@ -883,7 +985,7 @@ def test_the_hub_by_its_environment_variable(here, hub):
     command = [sys.executable, ROOT / "notebooks" / "fetch.py", "org/name"]
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert found.returncode == 0 and "org/name: bert, " in found.stdout and "Traceback" not in found.stderr
-    assert models.read_saved(here / "checkpoints" / "org" / "name")[1]["labels"] == labels
+    assert models.load(here / "checkpoints" / "org" / "name").labels == labels
 
 
 def last_line(capsys):

@@ -7,11 +7,9 @@ import sys
 import methods
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TEXTS, checkpoint, command_line, small, small_pictures
 from test_data import write_cifar
-from test_train import TEXTS, checkpoint, command_line, small, small_pictures
 
-import models
 import train
 
 
@@ -33,14 +31,13 @@ def test_pkd_matches_hidden_states_alone_and_inside_metadistil(checkpoints, tmp_
     """Of a student's M layers all but the last, of a teacher's L every (L / M)-th: Sun et al. 2019, section 3.2."""
     monkeypatch.setattr(methods, "BETA", 1000.0)
     settings = {"teacher": checkpoints[0], "student": checkpoints[0], "student_layers": kept}
-    context = train.Seed(train.resolve(small(tmp_path, **settings, methods="pkd,metadistil-pkd")), 0)
-    teacher = context.network("teacher").network
-    train.write_whole(context.file("teacher before"), models.to_save(teacher, labels=None, tokenizer=None))
+    seed, rows = train.Seed(train.resolved(small(tmp_path, **settings, methods="pkd,metadistil-pkd")), 0), torch.arange(16).numpy()
     for name, other in (("pkd", "kd"), ("metadistil-pkd", "metadistil")):
         losses, states = {}, {}
         for method in (name, other):
-            stage = train.Stage(context, method)
-            losses[method] = stage.step(6)["loss"].item()  # the first step after the warm-up
+            stage = train.Stage(seed, method, trial=True)
+            train.set_rate(stage.optimizer, 1e-3)
+            losses[method] = stage.method.step(stage, seed.batch(rows), rows, stage.warmup_steps)["loss"].item()
             states[method] = stage.learner.network.blocks[0].query.weight
             layers = stage.learner.layers, stage.teachers[0].layers
             assert layers == ((expected_student, expected_teacher) if method == name else ((), ()))

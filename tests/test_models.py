@@ -1,13 +1,17 @@
 """The networks against torch's own layer, their formulas and the published sizes; what is saved is what is read."""
 
 import dataclasses
+import gc
 import os
 import subprocess
 import sys
+import weakref
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, shaken
+from tokenizers import BertWordPieceTokenizer, Tokenizer
 
 import models
 from models import (
@@ -197,10 +201,8 @@ def test_kept_layers_are_those_of_the_network(tmp_path):
     layers = [*model.blocks]
     model.keep_layers([0, 2, 3])
     assert [*model.blocks] == [layers[0], layers[2], layers[3]] and model.config == dataclasses.replace(SMALL, layers=3)
-    assert torch.equal(saved_and_read(model, tmp_path / "kept.pt").eval()(IDS), model(IDS))
-
-
-# ---------------------------------------------------------------- saved networks
+    model_of(model).save(tmp_path / "kept.pt")
+    assert torch.equal(models.load(tmp_path / "kept.pt").network(IDS), model(IDS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,28 +236,278 @@ def bags(monkeypatch):
 SHAPES = {"encoder": SMALL, "resnet": ResNetConfig(8, (8, 8, 9, 10), 3), "bag": BagConfig(num_labels=3)}
 
 
-def output(network):
-    """What a network in eval mode says to some input."""
-    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    return network.eval()(**({"images": images} if isinstance(network, ResNet) else {"input_ids": IDS}))
+# ---------------------------------------------------------------- models that read
+
+WORDS = "[PAD] [UNK] [CLS] [SEP] the plot cast film is was not witty dull fun and but , ##s ##ed".split()
+TEXTS = ["the plot is witty", "dull", "", "the cast is not dull but the films was fun , and the plot witty", "the film bored",
+         "fun and fun and fun"]  # fmt: skip
+PAIRS = [("the plot", "is witty"), ("dull", ""), ("", "the cast is not dull"), ("the film and the plot", "was fun but dull")]
 
 
-def saved_and_read(network, path):
-    torch.save(models.to_save(network), path)
-    return models.read_saved(path)[0]
+def tokenizer():
+    return Tokenizer.from_str(BertWordPieceTokenizer({word: n for n, word in enumerate(WORDS)}).to_str())
 
 
-@pytest.mark.parametrize("kind", SHAPES)
-def test_what_is_saved_is_what_is_read(kind, tmp_path, bags):
+def model_of(network=None, labels=("bad", "good", "so"), columns=("sentence",)):
+    """A model of it, or of a small encoder, in eval mode."""
+    network = network or shaken(Encoder(SMALL))
+    reads = models.KINDS[models.kind_of(network.config)].reads
+    words, columns = (tokenizer(), columns) if reads == "sentences" else (None, ())
+    return models.Model(network, words, labels and list(labels), columns).eval()
+
+
+def examples_of(texts):
+    return np.fromiter(texts, object)
+
+
+def pictures(n=5):
+    return np.random.default_rng(0).integers(0, 256, (n, 3, 32, 32), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1], PAIRS, PAIRS[1:3]], ids=["sentences", "one", "pairs", "two pairs"])
+def test_it_reads_what_the_tokenizers_library_gives(texts):
+    """Ids, types and mask, padded to the longest of the batch; the lengths."""
+    twin = tokenizer()
+    twin.enable_padding()
+    expected = twin.encode_batch(texts)
+    model = model_of()
+    found = model.inputs(examples_of(texts))
+    assert found["input_ids"].tolist() == [one.ids for one in expected]
+    assert found["token_type_ids"].tolist() == [one.type_ids for one in expected]
+    assert found["attention_mask"].int().tolist() == [one.attention_mask for one in expected]
+    assert model.lengths(examples_of(texts)).tolist() == [sum(one.attention_mask) for one in expected]
+    assert not any(tensor.is_floating_point() for tensor in found.values())
+
+
+@pytest.mark.parametrize("positions, offset, longest", [(512, 0, 128), (128, 0, 128), (20, 0, 20), (20, 2, 18), (131, 2, 128)])
+def test_what_is_longer_is_cut_to_what_the_network_reads(positions, offset, longest):
+    config = dataclasses.replace(SMALL, max_positions=positions, position_offset=offset)
+    model, twin = model_of(Encoder(config)), tokenizer()
+    twin.enable_truncation(longest)
+    texts = ["the plot is witty , " * 40, "fun", ("the plot " * 70, "dull " * 90), ("fun", "dull " * 200)]
+    found = model.inputs(examples_of(texts))["input_ids"]
+    assert found.shape == (4, longest) and model.lengths(examples_of(texts)).tolist() == [longest, 3, longest, longest]
+    for ids, one in zip(found.tolist(), map(twin.encode, ("the plot is witty , " * 40, "fun"))):
+        assert ids[: len(one.ids)] == one.ids and not any(ids[len(one.ids) :])
+    for ids, one in zip(found[2:].tolist(), (twin.encode(*pair) for pair in texts[2:])):
+        assert ids == one.ids
+    assert model.logits(examples_of(texts)).shape == (4, 3)
+
+
+def test_of_many_texts_it_keeps_few_and_is_right_of_all(monkeypatch):
+    expected = model_of().inputs(examples_of(TEXTS))
+    monkeypatch.setattr(models, "CACHED", 3)
+    model = model_of()
+    for _ in range(2):
+        found = model.inputs(examples_of(TEXTS))
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert model.lengths(examples_of(TEXTS)).tolist() == expected["attention_mask"].sum(dim=1).tolist()
+    assert model.encode.cache_info().currsize == 3
+
+
+def test_a_model_that_nobody_holds_is_freed_at_once():
+    """A run builds networks for every stage; those of the stages before must not stay."""
+    model = model_of()
+    model.logits(examples_of(TEXTS))
+    seen = weakref.ref(model.network)
+    gc.disable()
+    try:
+        del model
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
+def test_pictures_are_normalised_and_otherwise_left_alone():
+    images = pictures()
+    before, found = images.copy(), model_of(build(SHAPES["resnet"])).inputs(images)
+    mean, deviation = (np.array(part).reshape(3, 1, 1) for part in ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)))
+    np.testing.assert_allclose(found["images"].numpy(), (before / 255 - mean) / deviation, atol=1e-6)
+    assert {*found} == {"images"} and found["images"].dtype == torch.float32 and (images == before).all()
+    assert model_of(build(SHAPES["resnet"])).lengths(images).tolist() == [1] * 5
+
+
+def test_it_returns_what_the_network_says_of_its_inputs():
+    model, texts = model_of(), examples_of(TEXTS)
+    inputs = model.inputs(texts)
+    assert torch.equal(model(texts), model.network(**inputs)) and torch.equal(model(examples=texts), model(texts))
+    model.layers = (2, 1)
+    logits, states = model(texts)
+    expected = model.network(**inputs, layers=(2, 1))
+    assert torch.equal(logits, expected[0]) and torch.equal(states, expected[1])
+    assert np.array_equal(model.logits(texts), model_of(model.network).logits(texts))
+
+
+def test_it_reads_the_noisy_texts_where_it_shall():
+    model, texts, noisy = model_of(), examples_of(TEXTS[:2]), examples_of(["the noise", "fun"])
+    assert torch.equal(model(texts, noisy), model(texts)) and not torch.equal(model(texts), model(noisy))
+    model.reads_noise = True
+    assert torch.equal(model(texts, noisy), model(noisy)) and torch.equal(model(texts), model(examples=texts))
+
+
+def test_products_in_half_precision():
+    """Close to float32's, not the same, with logits in float32 for whoever scores them; and not of the model beside it."""
+    model, texts = model_of(), examples_of(TEXTS)
+    exact = model.logits(texts)
+    model.precision = "bf16"
+    found = model.logits(texts)
+    assert model(texts).dtype == torch.bfloat16 and found.dtype == np.float32
+    assert (found != exact).any() and np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
+    assert model_of(model.network)(texts).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["encoder", "resnet"])
+def test_logits_are_in_the_examples_order_whatever_the_batches(kind):
+    """700 examples make three batches, by length; each must have the logits that it has alone."""
+    rng = np.random.default_rng(1)
+    if kind == "encoder":
+        model = model_of()
+        examples = examples_of(" ".join(rng.choice(WORDS[4:], rng.integers(0, 17))) for _ in range(700))
+    else:
+        model, examples = model_of(shaken(build(SHAPES["resnet"]))), pictures(700)
+    model.train()
+    found = model.logits(examples)
+    assert found.shape == (700, 3) and found.dtype == np.float32 and model.training and model.network.training
+    some = rng.permutation(700)[:40]
+    model.eval()
+    with torch.no_grad():
+        alone = torch.cat([model(examples[n : n + 1]) for n in some]).numpy()
+    np.testing.assert_allclose(found[some], alone, atol=1e-5)
+    shuffled = rng.permutation(700)
+    np.testing.assert_allclose(model.logits(examples[shuffled]), found[shuffled], atol=1e-5)
+    assert not model.training and len({*np.round(found[:, 0], 5).tolist()}) > 300  # or any order would do
+
+
+def test_predictions_are_the_softmax_of_the_logits():
+    model = model_of()
+    found, logits = model.predict(TEXTS), torch.from_numpy(model.logits(examples_of(TEXTS)))
+    assert [label for label, _ in found] == [model.labels[n] for n in logits.argmax(dim=-1)]
+    assert [{*p} for _, p in found] == [{"bad", "good", "so"}] * len(TEXTS)
+    probabilities = torch.tensor([[p[label] for label in model.labels] for _, p in found])
+    torch.testing.assert_close(probabilities, torch.softmax(logits, dim=-1))
+    assert model.predict([]) == []
+
+
+def test_pairs_scores_and_pictures_are_predicted():
+    pairs = model_of(columns=("one", "other"))
+    assert pairs.predict(PAIRS) == pairs.predict([list(pair) for pair in PAIRS])  # as JSON has them
+    assert pairs.predict(PAIRS[:1]) != pairs.predict([PAIRS[0][::-1]])  # which of the two comes first matters
+    scores = model_of(shaken(build(SMALL, num_labels=1)), labels=())
+    assert scores.predict(TEXTS) == [(score, {}) for score in scores.logits(examples_of(TEXTS))[:, 0].tolist()]
+    network = model_of(shaken(build(SHAPES["resnet"])))
+    assert network.predict([*pictures()]) == network.predict(pictures())
+    assert network.predict(pictures())[0][0] == network.labels[network.logits(pictures())[0].argmax()]
+
+
+@pytest.mark.parametrize("columns, wrong", [
+    (1, "fun"), (1, [3]), (1, [("one", "two")]), (1, [None]), (1, [b"fun"]), (1, ["fun", "\udcff"]), (1, [pictures()[0]]),
+    (2, "fun"), (2, ["one"]), (2, [("one",)]), (2, [("one", "two", "three")]), (2, [("one", 2)]), (2, [("one", "\ud800")]),
+    (0, "fun"), (0, ["fun"]), (0, [pictures()]), (0, [pictures()[0] / 255]), (0, [pictures()[0, 0]]),
+    (0, [pictures()[0].transpose(1, 2, 0)]),
+])  # fmt: skip
+def test_what_is_no_example_of_its_kind_is_refused(columns, wrong):
+    model = model_of(columns=("one", "other")[:columns]) if columns else model_of(build(SHAPES["resnet"]))
+    with pytest.raises(ValueError, match="expected") as error:
+        model.predict(wrong)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 200
+
+
+def test_without_a_trained_head_nothing_is_predicted():
+    with pytest.raises(ValueError, match="expected a network with a trained head"):
+        model_of(labels=None).predict(["fun"])
+
+
+def test_a_tokeniser_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=f"{len(WORDS)} words .* for {len(WORDS) - 1} rows"):
+        models.Model(Encoder(dataclasses.replace(SMALL, vocab_size=len(WORDS) - 1)), tokenizer())
+    models.Model(Encoder(dataclasses.replace(SMALL, vocab_size=len(WORDS))), tokenizer())
+    with_gap = {word: n for n, word in enumerate(WORDS)} | {"late": 40}  # fewer words than its highest number
+    with pytest.raises(ValueError, match="41 words .* for 30 rows"):
+        models.Model(Encoder(SMALL), Tokenizer.from_str(BertWordPieceTokenizer(with_gap).to_str()))
+    with pytest.raises(ValueError, match="expected a tokeniser"):
+        models.Model(Encoder(SMALL))
+    with pytest.raises(ValueError, match="expected a tokeniser"):
+        models.Model(build(SHAPES["resnet"]), tokenizer())
+
+
+# ---------------------------------------------------------------- saved models
+
+
+def examples_for(model):
+    return pictures() if not model.columns else examples_of(TEXTS if len(model.columns) == 1 else PAIRS)
+
+
+@pytest.mark.parametrize("kind, columns", [("encoder", 1), ("encoder", 2), ("resnet", 0), ("bag", 1)])
+def test_what_is_saved_is_what_is_read(kind, columns, tmp_path, bags):
     """Of every kind, one that the test adds among them; from a file, or the directory that holds it."""
-    network = shaken(build(SHAPES[kind]))
-    output(network.train())  # a norm's running statistics move, too
-    torch.save(models.to_save(network, labels=["a", "b", "c"], tokenizer=None), tmp_path / "metadistil.pt")
+    model = model_of(shaken(build(SHAPES[kind])), columns=("one", "other")[:columns])
+    model.title = "student of a test"
+    model.train()(examples_for(model))  # a norm's running statistics move, too
+    model.save(tmp_path / "metadistil.pt")
+    logits = model.logits(examples_for(model))
+    assert model.training
     for path in (tmp_path / "metadistil.pt", tmp_path, str(tmp_path)):
-        twin, rest = models.read_saved(path)
-        assert type(twin) is type(network) and twin.config == network.config and models.kind_of(twin.config) == kind
-        assert torch.equal(output(twin), output(network))
-        assert rest["labels"] == ["a", "b", "c"] and rest["tokenizer"] is None and "weights" not in rest
+        twin = models.load(path)
+        assert not twin.training and not twin.network.training and twin.columns == model.columns
+        assert type(twin.network) is type(model.network) and twin.network.config == model.network.config
+        assert (twin.title, twin.labels) == ("student of a test", ["bad", "good", "so"])
+        assert np.array_equal(twin.logits(examples_for(model)), logits)
+        assert twin.predict(list(examples_for(model))) == model.predict(list(examples_for(model)))
+    twin.save(tmp_path / "again.pt")
+    assert np.array_equal(models.load(tmp_path / "again.pt").logits(examples_for(model)), logits)
+
+
+@pytest.mark.parametrize("labels", [None, []])
+def test_a_model_without_a_head_or_without_classes_stays_so(labels, tmp_path):
+    model = model_of(labels=labels)
+    model.labels = labels
+    model.save(tmp_path / "new" / "deeper" / "one.pt")
+    assert models.load(tmp_path / "new" / "deeper" / "one.pt").labels == labels
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    """Wherever it is: the file is refused, or what is read is what was saved (a few bits, such as dates, mean nothing)."""
+    model, path, rng = model_of(), tmp_path / "one.pt", np.random.default_rng(0)
+    model.save(path)
+    whole, expected = path.read_bytes(), model.logits(examples_of(TEXTS))
+    refused = 0
+    for _ in range(150):
+        content = bytearray(whole)
+        content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        path.write_bytes(content)
+        try:
+            twin = models.load(path)
+        except CheckpointError as error:
+            refused += "\n" not in str(error)
+        else:
+            assert np.array_equal(twin.logits(examples_of(TEXTS)), expected) and twin.labels == model.labels
+    assert refused > 100
+    for size in (0, 1, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(CheckpointError, match="one.pt: expected a saved network"):
+            models.load(path)
+
+
+@pytest.mark.parametrize("content", [{"format": models.FORMAT, "numbers": torch.arange(5)}, "some\ntext, in UTF-8: é"])
+@pytest.mark.parametrize("fails", ["fsync", "replace"])
+def test_a_file_is_never_half_written(content, fails, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "file"
+    models.write_whole(path, "the old one")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, fails, full)
+        with pytest.raises(OSError, match="No space left"):
+            models.write_whole(path, content)
+    assert path.read_text() == "the old one" and [*tmp_path.iterdir()] == [path]
+    (tmp_path / "file.part").write_text("what a killed process left, longer than the content" * 1000)
+    models.write_whole(path, content)
+    assert [*tmp_path.iterdir()] == [path]
+    if isinstance(content, str):
+        assert path.read_text(encoding="utf-8") == content
+    else:
+        assert torch.equal(models.read_whole(path)["numbers"], content["numbers"])
 
 
 def test_changes_are_made_where_the_configuration_has_the_field():
@@ -279,20 +531,27 @@ class Bomb:
     ({"kind": "perceptron"}, "perceptron"), ({"kind": None}, "kind"), ({"config": None}, "config"), ({"weights": None}, "weights"),
     ({"config": {"width": 3}}, "width"), ({"config": {"hidden": "wide"}}, "str"), ({"config": {"hidden": 20}}, "size mismatch"),
     ({"weights": {"words.weight": torch.zeros(30, 16)}}, "Missing key"), ({"weights": Bomb("owned")}, "expected a saved network"),
+    ({"tokenizer": "{}"}, "expected a saved network"), ({"tokenizer": None}, "tokenizer"), ({"labels": None}, "labels"),
+    ({"config": {"vocab_size": 10}}, "size mismatch"),
 ])  # fmt: skip
 def test_a_file_that_cannot_be_read_is_told_of_in_one_line(change, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    saved = models.to_save(Encoder(SMALL)) | change
+    model_of().save("network.pt")
+    saved = torch.load("network.pt", weights_only=True) | change
     if isinstance(change.get("config"), dict):
         saved["config"] = dataclasses.asdict(SMALL) | change["config"]
     torch.save({name: value for name, value in saved.items() if name not in change or value is not None}, "network.pt")
     with pytest.raises(CheckpointError) as error:
-        models.read_saved("network.pt")
+        models.load("network.pt")
     assert str(error.value).startswith("network.pt: expected a saved network") and message in str(error.value)
     assert "\n" not in str(error.value) and [path.name for path in tmp_path.iterdir()] == ["network.pt"]  # no code was run
 
 
-def test_what_is_not_there_is_named(tmp_path):
-    for path in (tmp_path, tmp_path / "nothing.pt", "bert-base-uncased"):
+def test_what_is_not_there_or_something_else_is_named(tmp_path):
+    torch.save([1, 2], tmp_path / "list.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    (tmp_path / "directory" / "metadistil.pt").mkdir(parents=True)
+    places = [tmp_path / name for name in ("list.pt", "text.pt", "directory", "nothing.pt")]
+    for path in [*places, tmp_path, "bert-base-uncased"]:
         with pytest.raises(CheckpointError, match=f"{path}: expected a saved network"):
-            models.read_saved(path)
+            models.load(path)

@@ -1,261 +1,233 @@
-"""What a run depends on is recorded; names and races change nothing; at the edges one line, or the right answer."""
+"""What a run depends on is recorded; full disks, Ctrl-C and races; what a trained network can be asked."""
 
+import contextlib
+import dataclasses
+import io
+import json
 import os
+import re
 import shutil
-import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, builtin_reviews
+import torch
+from conftest import FEW, SMALL, TEXTS, assert_same_numbers, checkpoint, flags, numbers_of, refused, small, write_reviews
 from test_data import write_task
-from test_train import SMALL, TEXTS, assert_same_numbers, checkpoint, command_line, flags, press_ctrl_c, small
 
 import data
+import metadistil
 import models
 import train
-from train import InputError
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished run."""
+    return shutil.copytree(finished.out, tmp_path / "copied")
+
 
 # ---------------------------------------------------------------- what a run depends on
 
 
-def stopped(monkeypatch, config):
-    """A run that is stopped in the student's training."""
-    config.checkpoint_seconds = 0.0
+def test_after_a_change_a_run_does_not_go_on_and_mended_it_does(tmp_path, monkeypatch, capsys):
+    write_reviews(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    source, other = checkpoint("network", TEXTS[:50]), checkpoint("other", TEXTS[:50], seed=1)
+    out = train.run(small("run", data="data", teacher=source, methods="kd", teacher_epochs=1, warmup_epochs=0, epochs=1)).out
+
+    monkeypatch.setattr(train, "bf16_in_hardware", lambda: False)
+
+    def refuses(expected):
+        assert re.search(expected, refused(capsys, ["--resume", "run"]))
+
+    flip = lambda text: text[:-2] + ("0" if text[-2] == "1" else "1") + "\n"  # noqa: E731  the last label
+    for path, change, expected in [
+        ("data/SST-2/train.tsv", flip, "check sum of .*/data"), ("data/SST-2/dev.tsv", flip, "check sum of .*/data"),
+        ("run/config.json", lambda text: text.replace('"seeds": 1', '"seeds": 1, "colour": 3'), "run: expected"),
+        ("run/config.json", lambda text: text.replace('"fp32"', '"bf16"'), "bf16; expected"),
+        ("run/begun.json", lambda text: text.replace('"format": 3', '"format": 2'), "format 3, expected 2"),
+        ("run/config.json", lambda text: text.replace('"kd"', '"kd,magic"'), "--methods magic: expected"),
+        ("run/begun.json", lambda text: text.replace('"device": "', '"device": "another '), "device .*, expected another"),
+        ("run/begun.json", lambda text: text.replace('"processes": 1', '"processes": 2'), "processes 1, expected 2"),
+    ]:  # fmt: skip
+        was = (tmp_path / path).read_text()
+        (tmp_path / path).write_text(change(was))
+        refuses(expected)
+        (tmp_path / path).write_text(was)
+    for path, now, expected in [("network", other, "check sum of .*/network"), ("data", None, "data/SST-2/train.tsv: expected a file")]:
+        os.rename(path, "was")
+        if now:
+            shutil.copytree(now, path)
+        refuses(expected)  # nor do the reviews stand in for files that are gone
+        shutil.rmtree(path, ignore_errors=True)
+        os.rename("was", path)
     with monkeypatch.context() as patch:
-        press_ctrl_c(patch, 14)
-        with pytest.raises(KeyboardInterrupt):
-            train.run(config)
+        patch.setattr(torch, "get_num_threads", lambda: 7)
+        refuses("threads 7, expected ")
+    assert train.resume("run").out == out
 
 
-def write_reviews(folder, rows=90):
-    """SST-2's files with sentences of the reviews, right labels."""
-    (folder / "SST-2").mkdir(parents=True, exist_ok=True)
-    for name, part in (("train", "train"), ("dev", "dev")):
-        split = builtin_reviews(part)[:rows]
-        lines = [f"{text}\t{label}\n" for text, label in zip(split.texts, split.labels)]
-        (folder / "SST-2" / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(lines))
+def test_a_run_from_before_a_flag_goes_on(finished, copied, monkeypatch):
+    monkeypatch.setenv("HOME", str(copied.parent))
+    config = json.loads((copied / "config.json").read_text())
+    del config["meta_every"], config["student_layers"]
+    (copied / "config.json").write_text(json.dumps(config))
+    for name in ("metadistil.json", "student-metadistil.pt", "teacher-after-metadistil.pt"):
+        (copied / "seed1" / name).unlink()
+    assert dataclasses.replace(train.resume("~/copied").config, out=finished.config.out) == finished.config
+    assert_same_numbers(finished.out, copied)
 
 
-def test_a_run_goes_on_from_another_directory(tmp_path, monkeypatch):
-    """Its data and its networks are found again, though they were given by relative paths."""
-    write_reviews(tmp_path / "data")
-    checkpoint(tmp_path / "network", TEXTS[:50])
+def test_runs_and_networks_of_the_old_format_say_so(finished, tmp_path, capsys):
+    (out := tmp_path / "old").mkdir()
+    torch.save({"format": 2, "log": []}, out / "checkpoint.pt")
+    assert f"{out}: expected" in refused(capsys, ["--resume", out])
+    saved = torch.load(finished.out / "seed0" / "teacher-before.pt", weights_only=True) | {"format": 2}
+    torch.save(saved, tmp_path / "old.pt")
+    said = refused(capsys, flags(**SMALL | {"teacher": tmp_path / "old.pt", "out": tmp_path / "run"}))
+    assert f"format 2, expected {models.FORMAT}" in said and not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------- directories
+
+
+def test_nothing_is_overwritten(copied, capsys):
+    before, files = numbers_of(copied)[0], sorted(copied.rglob("*"))
+    assert f"--out {copied}: expected" in refused(capsys, flags(**SMALL, out=copied))
+    assert f"--resume {copied}: expected" in refused(capsys, ["--resume", copied, "--alpha", "0.1"])
+    assert numbers_of(copied)[0] == before and sorted(copied.rglob("*")) == files
+
+
+def test_the_directory_of_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    settings = {"data": "data", "teacher": "network", "student": "micro", "methods": "kd", "label_noise": 0.1}
-    train.run(small(tmp_path / "whole", **settings))
-    stopped(monkeypatch, small("stopped", **settings))
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    train.run(*train.read_journal("../stopped"))
-    assert_same_numbers(tmp_path / "whole", tmp_path / "stopped")
+    (tmp_path / "x").mkdir()  # an empty one is free
+    assert train.claim(small("~/x")) == str(tmp_path / "x") and (tmp_path / "x" / "seed0").is_dir()
+    monkeypatch.setattr(os, "listdir", lambda path: [])  # another run has just looked, too
+    with pytest.raises(OSError, match="seed0"):
+        train.claim(small("~/x"))
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    for source, kind in ((data.BUILTIN, "builtin"), (str(FEW), "files")):
+        assert re.fullmatch(rf"{tmp_path}/runs/sst2-{kind}-\d{{4}}-\d{{6}}", train.claim(train.Config(task="sst2", data=source)))
+    shutil.rmtree("runs")
+    os.symlink("nowhere", "runs")
+    assert "runs/sst2-files-" in refused(capsys, flags(**SMALL)) and os.readlink("runs") == "nowhere"
 
 
-@pytest.mark.parametrize("change, message", [
-    ("label", "the splits of .*/data: changed"), ("dev", "the splits of .*/data: changed"), ("gone", "expected a file there"),
-    ("network", "network: changed since the run began"),
+def test_networks_by_name_and_by_directory(tmp_path, monkeypatch):
+    """A folder with a preset's name changes nothing; directories of each seed are pretrained networks."""
+    monkeypatch.chdir(tmp_path)
+    checkpoint("micro", TEXTS[:50])
+    config = train.resolved(small("run"))
+    assert config.teacher == config.student == "micro" and config.alpha == train.DEFAULTS["files"]["alpha"]
+    assert train.Seed(config, 0).model("teacher").network.config.hidden == 64
+    (tmp_path / "bert-0").mkdir()
+    kinds = [train.kind_of_run(dataclasses.replace(config, student=name), config.load(0)) for name in ("bert-{seed}", "bart-{seed}")]
+    assert kinds == ["pretrained", "files"]
+
+
+# ---------------------------------------------------------------- a full disk, Ctrl-C
+
+
+def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_when_there_is_room(tmp_path, monkeypatch, capsys):
+    """Full at every fourth file, again and again."""
+    settings = {"methods": "kd", "epochs": 1, "warmup_epochs": 1}
+    whole, out, fsync, calls = train.run(small(tmp_path / "whole", **settings)), tmp_path / "run", os.fsync, []
+
+    def full(file):
+        calls.append(file)
+        if len(calls) % 4 == 0:
+            raise OSError(28, "No space left on device")
+        fsync(file)
+
+    monkeypatch.setattr(models.os, "fsync", full)
+    command = flags(**{name: value for name, value in SMALL.items() if name != "quiz_batch_size"} | settings, out=out)
+    assert "No space left on device" in refused(capsys, command)
+    for failures in range(10):
+        assert not [*out.rglob("*.part")] and not (out / "table.md").exists()
+        with contextlib.suppress(OSError):
+            train.resume(out)
+            break
+    assert failures > 1
+    assert_same_numbers(whole.out, out)
+
+
+@pytest.mark.parametrize("place, said", [
+    ((data, "load_task"), "stopped"), ((train, "try_out"), "stopped"), ((train, "load_all"), "stopped"), ((models.Model, "predict"), "stopped"),
+    ((metadistil, "metadistil_step"), "stopped; to go on: python train.py --resume "),
 ])  # fmt: skip
-def test_after_a_change_a_run_does_not_go_on(change, message, tmp_path, monkeypatch):
-    """And the reviews never stand in for files that are gone."""
-    write_reviews(tmp_path / "data")
-    checkpoint(tmp_path / "network", TEXTS[:50])
-    monkeypatch.chdir(tmp_path)
-    stopped(monkeypatch, small("run", data="data", teacher="network", student="micro", methods="kd", label_noise=0.1))
-    if change == "network":
-        checkpoint(tmp_path / "network", TEXTS[:50], seed=1)
-    elif change == "gone":
-        for path in (tmp_path / "data" / "SST-2").iterdir():
-            path.unlink()
-        (tmp_path / "data" / "SST-2").rmdir()
-    else:
-        path = tmp_path / "data" / "SST-2" / ("dev.tsv" if change == "dev" else "train.tsv")
-        text = path.read_text()
-        path.write_text(text[:-2] + ("0" if text[-2] == "1" else "1") + "\n")
-    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
-    with pytest.raises(InputError, match=message):
-        train.run(*train.read_journal("run"))
-    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before  # mended, it can go on
+def test_ctrl_c_ends_in_one_line(place, said, finished, copied, monkeypatch, capsys):
+    """Before anything is written, while a network is asked, and in the middle, where there is something to go on from."""
 
-
-def test_the_reviews_go_on_as_reviews(tmp_path, monkeypatch):
-    """Even if SST-2's files have come meanwhile."""
-    monkeypatch.chdir(tmp_path)
-    stopped(monkeypatch, small("run", data="data", methods="kd"))
-    write_reviews(tmp_path / "data")
-    assert "(builtin)" in train.run(*train.read_journal("run")).table
-
-
-# ---------------------------------------------------------------- names and races
-
-
-def test_a_folder_with_a_presets_name_changes_nothing(tmp_path, monkeypatch):
-    train.run(small(tmp_path / "one", methods="kd"))
-    monkeypatch.chdir(tmp_path)
-    checkpoint(tmp_path / "micro", TEXTS[:50])
-    config = train.run(small(tmp_path / "other", methods="kd")).config
-    assert config.teacher == config.student == "micro" and config.epochs == SMALL["epochs"]
-    assert_same_numbers(tmp_path / "one", tmp_path / "other")
-
-
-@pytest.mark.slow
-def test_two_runs_at_once_take_two_directories(tmp_path):
-    given = SMALL | {"methods": "finetune", "teacher_epochs": 1, "epochs": 1}
-    del given["quiz_batch_size"]
-    command = [sys.executable, str(ROOT / "train.py"), *flags(**given)]
-    runs = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    said = [one.communicate()[0] for one in runs]
-    assert [one.returncode for one in runs] == [0, 0, 0]
-    folders = {line.split()[-1] for text in said for line in text.splitlines() if "everything is written to" in line}
-    assert folders == {f"runs/sst2-builtin{ending}/" for ending in ("", "-2", "-3")}
-    assert_same_numbers(tmp_path / "runs" / "sst2-builtin", tmp_path / "runs" / "sst2-builtin-3")
-
-
-def test_of_two_runs_one_has_the_directory(tmp_path):
-    config = small(tmp_path / "run")
-    (tmp_path / "run").mkdir()  # an empty one is free
-    assert train.claim(config) == str(tmp_path / "run")
-    with pytest.raises(InputError, match="holds a run"):
-        train.claim(config)
-
-
-def test_a_network_that_a_later_seed_needs_is_looked_for_before_the_first(tmp_path):
-    first = train.run(small(tmp_path / "first", methods="kd"))
-    source = str(first.out / "seed{seed}" / "teacher-before.pt")
-    with pytest.raises(models.CheckpointError, match="seed1/teacher-before.pt: expected a saved network"):
-        train.run(small(tmp_path / "second", teacher=source, methods="kd", seeds=2))
-    assert not (tmp_path / "second").exists()
-
-
-def test_a_network_given_twice_is_read_and_encoded_once(tmp_path, monkeypatch):
-    source = checkpoint(tmp_path / "network", TEXTS[:50])
-    read, encoded = models.read_saved, data.encode
-    calls = []
-    monkeypatch.setattr(models, "read_saved", lambda *given, **more: calls.append("read") or read(*given, **more))
-    monkeypatch.setattr(data, "encode", lambda *given: calls.append("encode") or encoded(*given))
-    config = train.resolve(small(tmp_path / "run", teacher=f"{source},{source}", student=source))
-    context = train.Seed(config, 0)
-    assert calls == ["read"] + ["encode"] * 3  # train and quiz, dev, test
-    assert context.encoded["teacher"]["dev"] is context.encoded["student"]["dev"]
-
-
-# ---------------------------------------------------------------- at the edges
-
-
-@pytest.fixture(scope="module")
-def reviews(tmp_path_factory):
-    return train.run(small(tmp_path_factory.mktemp("edges") / "run", methods="kd", teacher_epochs=1, epochs=1)).out
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pairs")
-    write_task(folder, "mrpc")
-    config = small(folder / "run", task="mrpc", data=str(folder), methods="kd", label_noise=0.0, train_size=6, quiz_size=4)
-    return train.run(config).out
-
-
-def answers(out, text, **options):
-    """What `--predict` says of the bytes on its standard input: the lines, after the text itself."""
-    found = subprocess.run(
-        [sys.executable, ROOT / "train.py", "--predict", "--out", out], input=text, capture_output=True, **options
-    )
-    return found.returncode, found.stdout.decode(errors="replace").splitlines()[1:], found.stderr.decode()
-
-
-@pytest.mark.parametrize("positions", [40, 512])
-def test_a_text_longer_than_the_positions_is_cut(positions, tmp_path):
-    checkpoint(tmp_path / "network", TEXTS[:50], labels=["negative", "positive"], max_positions=positions)
-    network = train.load(tmp_path / "network" / "metadistil.pt")
-    assert network.predict(["witty " * 10_000]) == network.predict(["witty " * positions])
-
-
-@pytest.mark.parametrize("text", ["", "   ", "\t", "\u200b", "🎬" * 300, "\x07 \x1b[31m"])
-def test_any_text_has_an_answer(text, reviews):
-    [(label, probabilities)] = train.load(reviews / "seed0" / "student-kd.pt").predict([text])
-    assert label in probabilities and sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
-
-
-@pytest.mark.slow
-def test_an_empty_sentence_can_be_asked_about(reviews):
-    found = command_line("--predict", "", "--out", reviews, check=True)
-    assert len(found.stdout.splitlines()) == 3  # the sentence, two networks
-
-
-@pytest.mark.slow
-def test_a_tab_parts_a_pair_and_is_white_space_in_a_sentence(reviews, pairs):
-    plain = answers(reviews, b"the plot is witty\n")
-    assert plain[0] == 0 and len(plain[1]) == 2
-    assert answers(reviews, b"\tthe plot is witty\n") == answers(reviews, b"the plot\tis witty\n") == plain
-    assert answers(pairs, b"one\tother\n")[0] == answers(pairs, b"\tother\n")[0] == 0
-    for text in (b"one\n", b"\n"):
-        code, _, said = answers(pairs, text)
-        assert code == 2 and len(said.splitlines()) == 1 and "expected #1 String and #2 String" in said
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("wrong", [b"caf\xe9 \xff\n", b"\xed\xa0\x80\n"])
-def test_bytes_that_are_not_utf8_end_in_one_line(wrong, reviews):
-    code, _, said = answers(reviews, wrong)
-    assert code == 2 and said.startswith("train.py: expected sentence, in UTF-8, found ") and len(said.splitlines()) == 1
-    command = [sys.executable, ROOT / "train.py", "--out", reviews, "--predict", wrong.strip()]
-    found = subprocess.run(command, capture_output=True)
-    assert found.returncode == 2 and len(found.stderr.splitlines()) == 1
-
-
-@pytest.mark.slow
-def test_standard_input_is_utf8_whatever_the_locale(reviews):
-    """And where a terminal lacks a letter, it shows another one."""
-    text = "naïve – 电影\n".encode()
-    in_latin = answers(reviews, text, env=os.environ | {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"})
-    assert in_latin[0] == 0 and in_latin == answers(reviews, text)
-
-
-def test_help_can_be_read_in_a_terminal_without_greek_letters():
-    command = [sys.executable, ROOT / "train.py", "--help"]
-    found = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"})
-    assert found.returncode == 0 and b"--pilot-lr" in found.stdout and not found.stderr
-
-
-@pytest.mark.parametrize("place", [(train, "load_all"), (train, "predict"), (models, "read_saved"), (data, "load_task")])
-def test_ctrl_c_while_loading_or_predicting_ends_in_one_line(place, reviews, monkeypatch, capsys, tmp_path):
     def pressed(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(*place, pressed)
-    given = flags(**SMALL | {"out": tmp_path / "run"}) if place[0] is data else ["--predict", "fun", "--out", str(reviews)]
+    (copied / "seed1" / "metadistil.json").unlink()
+    asks, middle = place[0] is models.Model or place[1] == "load_all", place[0] is metadistil
+    arguments = ["--predict", "fun", "--out", copied] if asks else ["--resume", copied] if middle else flags(**SMALL, out=copied / "new")
     with pytest.raises(SystemExit) as stop:
-        train.main(given)
-    assert stop.value.code == 130 and capsys.readouterr().err.strip() == "stopped"
-    assert not (tmp_path / "run").exists()
+        train.main([*map(str, arguments)])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 130 and last == said + str(copied) * middle and not (copied / "new").exists()
 
 
-@pytest.mark.parametrize("given", ["fun", [3], [("one",)], [("one", "two", "three")], [None], [b"fun"], ["\udcff"]])
-def test_predict_says_what_it_expects(given, reviews):
-    with pytest.raises(InputError, match="expected"):
-        train.load(reviews / "seed0" / "student-kd.pt").predict(given)
+# ---------------------------------------------------------------- asking
 
 
-def test_of_no_text_nothing_is_predicted(reviews):
-    assert train.load(reviews / "seed0" / "student-kd.pt").predict([]) == []
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A run on pairs of sentences."""
+    folder = write_task(tmp_path_factory.mktemp("pairs") / "files", "mrpc", rows=20)
+    settings = {"methods": "finetune", "teacher_epochs": 1, "warmup_epochs": 0, "epochs": 1, "train_size": 10, "quiz_size": 4}
+    return train.run(small(folder.parent / "run", task="mrpc", data=str(folder), **settings))
 
 
-def test_a_network_without_a_trained_head_predicts_nothing(tmp_path):
-    folder = checkpoint(tmp_path / "network", TEXTS[:50])  # as fetch.py leaves a published encoder
-    with pytest.raises(InputError, match=f"{folder}: expected a network with a trained head"):
-        train.load(folder)
+def test_any_text_has_an_answer(finished):
+    for text in ["", "   ", "\t", "\u200b", "🎬" * 300, "\x07 \x1b[31m", "witty " * 10_000]:
+        [(label, probabilities)] = finished.models["student kd"].predict([text])
+        assert label == max(probabilities, key=probabilities.get) and sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_path_with_a_comma_is_named_whole(tmp_path, monkeypatch, reviews):
-    (folder := tmp_path / "kd,2024").mkdir()
-    shutil.copy(reviews / "seed0" / "teacher-before.pt", folder / "ready.pt")
-    monkeypatch.chdir(folder)
-    with pytest.raises(InputError, match=r"kd,2024/ready\.pt: expected a path without commas"):
-        train.resolve(train.Config(**SMALL | {"teacher": "ready.pt", "out": "run"}))
+@pytest.fixture
+def terminal(monkeypatch):
+    """What train.py says in a terminal of that encoding, of bytes on its standard input: status, output, errors."""
+
+    def said(arguments, text=b"", encoding="utf-8"):
+        streams = {name: io.TextIOWrapper(io.BytesIO(), encoding) for name in ("stdout", "stderr")}
+        streams["stdin"] = io.TextIOWrapper(io.BytesIO(text), encoding)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+            for name, stream in streams.items():
+                patch.setattr(sys, name, stream)
+            try:
+                status = train.from_terminal()
+            except SystemExit as stop:
+                status = stop.code
+        for name in ("stdout", "stderr"):
+            streams[name].seek(0)
+        return status, streams["stdout"].read().splitlines(), streams["stderr"].read().splitlines()
+
+    return said
 
 
-def test_directories_of_each_seed_are_pretrained_networks(tmp_path, monkeypatch):
-    for seed in range(2):
-        (tmp_path / f"bert-{seed}").mkdir()
-    task = data.load_task("sst2", data.BUILTIN)
-    monkeypatch.chdir(tmp_path)
-    assert train.kind_of_run(train.Config(student="bert-{seed}"), task) == "pretrained"
-    assert train.kind_of_run(train.Config(student="bart-{seed}"), task) == "builtin"
+def test_every_model_answers_to_each_sentence_on_standard_input(finished, pairs, terminal, monkeypatch):
+    monkeypatch.setenv("HOME", str(finished.out.parent))
+    ask = lambda out, *given: terminal(["--predict", "--out", out], *given)  # noqa: E731
+    status, said, errors = ask("~/finished", b"the plot is dull\r\n\nthe cast\tis witty\n")
+    assert (status, len(said), errors) == (None, 18, []) and [said[n] for n in (0, 6, 12)] == ["the plot is dull", "", "the cast\tis witty"]
+    assert [re.fullmatch(r"  (\w+ \w+( \w+)?) +(positive|negative) +(\d+\.\d)%", line)[1] for line in said[1:6]] == [*finished.models]
+    assert said[13:] == ask(finished.out, b"the cast is witty")[1][1:]  # a tab is white space there; in pairs it parts
+    assert ask(pairs.out, b"one\tother\n")[0] is None and ask(pairs.out, b"\tother\n")[0] is None and ask(finished.out, b"")[1] == []
+    for out, text in [(pairs.out, b"one\n"), (pairs.out, b"\n"), (finished.out, b"caf\xe9 \xff\n"), (finished.out, b"\xed\xa0\x80")]:
+        status, _, errors = ask(out, text)
+        expected = "sentence" if out == finished.out else "#1 String and #2 String"
+        assert status == 2 and len(errors) == 1 and errors[0].startswith(f"train.py: expected {expected}, in UTF-8, found ")
+    in_latin, in_utf8 = (ask(finished.out, "naïve – 电影\n".encode(), encoding) for encoding in ("latin-1", "utf-8"))
+    assert in_latin[0] is None and in_latin[1][1:] == in_utf8[1][1:]  # a letter that the terminal lacks is shown as another
+
+
+def test_help_can_be_read_in_a_terminal_without_greek_letters(terminal):
+    status, said, errors = terminal(["--help"], encoding="cp1252")
+    assert status == 0 and any("--pilot-lr" in line for line in said) and not errors

@@ -1,5 +1,6 @@
 """The record of results: rows run once, after those they take models from; RESULTS.md is what the record says."""
 
+import itertools
 import json
 import re
 import shlex
@@ -11,14 +12,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, shaken
-from test_train import small
 
 sys.path[:0] = [str(ROOT / "notebooks" / "results")]
 
 import methods
 import results
 
-import data
 import metadistil
 import models
 import train
@@ -62,8 +61,9 @@ def test_rows_run_once_and_are_noted(found, monkeypatch):
     entry = found["noise", "metadistil-0.4"]
     assert entry["command"] == f"python train.py {ROWS['metadistil-0.4']} --out runs/results/noise/metadistil-0.4"
     assert found["noise", "less-the-mean"]["command"].startswith("python notebooks/methods.py --task sst2")
-    journal = train.read_journal("runs/results/noise/metadistil-0.4")[1]["results"]
-    for title, seeds in journal.items():
+    finished = train.resume("runs/results/noise/metadistil-0.4").results
+    assert results.results_of(train.read_run("runs/results/noise/metadistil-0.4")[0]) == finished
+    for title, seeds in finished.items():
         noted = entry["models"][title]
         for name in seeds[0]["scores"]:
             assert np.allclose(noted[name], [seed["scores"][name] for seed in seeds], atol=1e-6)
@@ -134,7 +134,7 @@ def test_the_template_is_filled_in(found, tmp_path, monkeypatch):
     ours, kd = (report.scores("noise", *of) for of in (("metadistil-0.4", "student metadistil"), ("plain-0.4", "student kd")))
     after, before = (report.scores("noise", *of) for of in (("metadistil-0.4", "teacher after metadistil"), ("plain-0.4", "teacher before")))
     first, *_, answer, mean, not_run, moved = report.page().splitlines()
-    assert first == f"It is {train.verdict(ours, kd)}, {train.paired_difference(ours, kd)}."
+    assert first == f"It is {report.verdict(ours, kd)}, {train.paired_difference(ours, kd)}."
     assert answer.startswith("| SST-2, pretrained, 40% wrong | test accuracy |") and report.difference(ours, kd) in answer
     assert mean == train.spread(kd) and not_run == "not run" and moved == train.paired_difference(after, before)
 
@@ -176,9 +176,7 @@ def checked(words, monkeypatch):
     script, *given = words
     assert (ROOT / script).is_file()
     monkeypatch.setattr(train, "METHODS", KNOWN[script])
-    config = train.Config(**train.parse(given))
-    train.check(config)
-    return config
+    return train.Config(**train.FILES | train.checked(train.parse(given)))
 
 
 @pytest.mark.parametrize("study", results.studies())
@@ -221,7 +219,7 @@ def test_the_page_of_results_is_what_the_record_says():
 
 def test_what_the_page_says_without_a_number_is_so():
     def verdict(study, row, title, other, rival):
-        return train.verdict(report.scores(study, row, title), report.scores(study, other, rival))
+        return report.verdict(report.scores(study, row, title), report.scores(study, other, rival))
 
     student, kd, after, before = "student metadistil", "student kd", "teacher after metadistil", "teacher before"
     for row in ("quiz-size-100", "quiz-size-180", "quiz-size-1000"):  # "no gain that is shown"
@@ -261,9 +259,10 @@ def test_what_the_page_says_without_a_number_is_so():
 def test_a_spoilt_teacher_is_the_same_network_that_misreads(tmp_path, kind):
     train.main(f"{SMALL} --teacher micro --methods finetune --seeds 1 --out {tmp_path / 'run'}".split())
     results.spoil(path := tmp_path / "run" / "seed0" / "teacher-before.pt", kind)
-    (network, whole), (twin, spoilt) = (models.read_saved(p) for p in (path, path.with_name(f"teacher-{kind}.pt")))
-    assert all(map(torch.equal, network.state_dict().values(), twin.state_dict().values())) and twin.config == network.config
-    before, after = (data.Tokenizer.from_str(saved["tokenizer"]).get_vocab() for saved in (whole, spoilt))
+    whole, spoilt = (models.load(p) for p in (path, path.with_name(f"teacher-{kind}.pt")))
+    assert all(map(torch.equal, whole.state_dict().values(), spoilt.state_dict().values()))
+    assert (whole.network.config, whole.labels, whole.columns) == (spoilt.network.config, spoilt.labels, spoilt.columns)
+    before, after = (model.tokenizer.get_vocab() for model in (whole, spoilt))
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     assert [after[token] for token in special] == [before[token] for token in special]
     if kind == "other-ids":
@@ -327,29 +326,57 @@ def test_sst2_gets_a_test_set_out_of_its_training_file(tmp_path, monkeypatch):
     assert len(task.test) == 2000 and len(task.train) + len(task.quiz) == 1000
 
 
+def test_ahead_level_behind_by_the_interval():
+    theirs, noise = np.array([0.70, 0.72, 0.74]), np.array([0.001, -0.001, 0.0])
+    assert report.verdict(theirs + 0.02 + noise, theirs) == "ahead"
+    assert report.verdict(theirs - 0.02 + noise, theirs) == "behind"
+    assert report.verdict(theirs + noise + 0.0005, theirs) == "level"
+    assert report.verdict(theirs[:1] + 0.01, theirs[:1]) == "ahead" and report.verdict(theirs, theirs) == "level"
+
+
 @pytest.fixture(scope="module")
 def taught_run(tmp_path_factory):
     """A run's configuration, whose kd has been trained, and so its teacher."""
     out = tmp_path_factory.mktemp("taught") / "run"
-    return train.run(small(out, teacher="tiny", methods="kd")).config
+    sizes = {"train_size": 60, "quiz_size": 20, "batch_size": 16, "teacher_epochs": 2, "warmup_epochs": 1, "epochs": 2}
+    networks = {"teacher": "tiny", "student": "micro", "methods": "kd"}
+    return train.run(train.Config(data="builtin", out=str(out), **sizes, **networks)).config
 
 
 RATE = 1e5  # far too much, but then rounding is far below what moves
 
 
+def rows_of(stage, k):
+    return next(itertools.islice(stage.batches(), k, None))
+
+
+def take_step(stage, k):
+    """Training step k of a stage, by itself."""
+    schedule, rows = train.SCHEDULES[stage.config.schedule], rows_of(stage, k)
+    train.set_rate(stage.optimizer, stage.rate * schedule(k, stage.total))
+    share = schedule(k - stage.warmup_steps, stage.total - stage.warmup_steps)
+    train.set_rate(stage.teacher_optimizer, stage.config.teacher_lr * share)
+    stage.method.step(stage, stage.seed.batch(rows, k), rows, k)
+
+
 def first_step(config, method, **settings):
     """(stage, {name: its gradient}) of the teacher in the first step by the method, where SGD has the rate RATE."""
-    plain = {"teacher_optimizer": "sgd", "schedule": "falls", "teacher_lr": RATE, "warmup_epochs": 0}
+    plain = {"teacher_optimizer": "sgd", "schedule": "falls", "teacher_lr": RATE, "warmup_epochs": 0, "quiz_batch_size": 8}
     config = train.dataclasses.replace(config, methods="kd,metadistil", **plain | settings)
-    stage = train.Stage(train.Seed(train.resolve(config), 0), method)
+    stage = train.Stage(train.Seed(train.resolved(config), 0), method)
     (teacher,) = stage.teachers
     before = {name: theta.detach().clone() for name, theta in teacher.named_parameters()}
-    stage.step(0)
+    take_step(stage, 0)
     return stage, {name: (before[name] - theta.detach()) / RATE for name, theta in teacher.named_parameters()}
 
 
 def first_batch(stage):
-    return stage.context.batch(stage.rows(0), 0)
+    return stage.seed.batch(rows_of(stage, 0), 0)
+
+
+def at_first(stage):
+    """Student and teacher as they are before the first step."""
+    return stage.seed.model("student"), models.load(stage.seed.file("teacher before.pt"))
 
 
 def flat(gradients):
@@ -360,7 +387,7 @@ def flat(gradients):
 def test_the_teachers_own_job_pulls_so_many_times_as_hard_as_the_quiz(taught_run, weight):
     name = f"own-job-{weight:g}"
     (stage, ours), (_, usual) = (first_step(taught_run, method) for method in (name, "metadistil"))
-    teacher = stage.context.network("teacher", "teacher-before").eval()
+    _, teacher = at_first(stage)
     inputs, labels = first_batch(stage)
     own = torch.autograd.grad(metadistil.hard_loss(teacher(**inputs), labels), list(teacher.parameters()), materialize_grads=True)
     added = flat(ours.values()) - flat(usual.values())
@@ -373,12 +400,12 @@ def test_the_teachers_own_job_pulls_so_many_times_as_hard_as_the_quiz(taught_run
 
 def test_less_the_mean_shifts_nothing_of_all_answers(taught_run):
     (stage, ours), (_, usual) = (first_step(taught_run, method) for method in ("less-the-mean", "metadistil"))
-    student, teacher = stage.context.network("student"), stage.context.network("teacher", "teacher-before")
+    student, teacher = at_first(stage)
     batch, trace = first_batch(stage), {}
     settings = {"pilot_lr": stage.config.pilot_lr, "loss": stage.loss, "trace": trace}
-    metadistil.meta_gradient(student, teacher, batch, stage.context.quiz(0), **settings)
+    metadistil.meta_gradient(student, teacher, batch, stage.quiz(0), **settings)
     message = trace["teacher_logits_gradient"]
-    heard = (teacher.eval()(**batch[0]) * (message - message.mean(dim=0))).sum()
+    heard = (teacher(**batch[0]) * (message - message.mean(dim=0))).sum()
     expected = torch.autograd.grad(heard, list(teacher.parameters()), materialize_grads=True)
     assert (flat(ours.values()) - flat(expected)).norm() < 1e-2 * flat(expected).norm()
     bias = "network.classifier.bias"  # it alone shifts all answers alike
@@ -400,10 +427,10 @@ def test_a_clipped_teacher_goes_as_far_as_its_gradient_is_long_and_no_farther(ta
 @pytest.mark.parametrize("name", ["clipped-sgd", "random-walk"])
 def test_a_clipped_teachers_rate_falls_whatever_the_schedule(taught_run, name):
     config = train.dataclasses.replace(taught_run, methods=name, teacher_lr=1e-3, schedule="linear")
-    stage = train.Stage(train.Seed(train.resolve(config), 0), name)
+    stage = train.Stage(train.Seed(train.resolved(config), 0), name)
     rates = []
     for k in range(5, 15):  # after the warm-up; the rate falls at 62.5%, 75% and 87.5%
-        stage.step(k)
+        take_step(stage, k)
         rates.append(stage.teacher_optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx(7 * [1e-3] + [1e-4, 1e-5, 1e-6])
 
@@ -426,7 +453,7 @@ def test_without_a_pilot_the_quiz_is_sat_where_the_student_stands():
     stage = types.SimpleNamespace(
         learner=student, teachers=[teacher], optimizer=optimizers[0], teacher_optimizer=optimizers[1],
         loss=metadistil.kd_loss, quiz_loss=metadistil.hard_loss, config=train.Config(pilot_lr=pilot_lr),
-        context=types.SimpleNamespace(quiz={7: quiz}.get),
+        quiz={7: quiz}.get,
     )  # fmt: skip
     found = methods.no_pilot(stage, batch, None, 7)
     torch.testing.assert_close(found, {"loss": L_S.detach()})
@@ -437,7 +464,7 @@ def test_without_a_pilot_the_quiz_is_sat_where_the_student_stands():
 def test_in_mutual_learning_both_learn_from_each_other_and_no_quiz_is_sat(taught_run, monkeypatch):
     monkeypatch.setattr(metadistil, "meta_gradient", lambda *_, **__: pytest.fail("a quiz"))
     stage, moved = first_step(taught_run, "mutual")
-    student, teacher = stage.context.network("student"), stage.context.network("teacher", "teacher-before")
+    student, teacher = at_first(stage)
     batch = first_batch(stage)
     optimizer = train.OPTIMIZERS[stage.config.optimizer](student.parameters(), lr=stage.optimizer.param_groups[0]["lr"])
     metadistil.real_update(student, [teacher], batch, optimizer, stage.loss)

@@ -1,7 +1,7 @@
 """RESULTS.md from results.jsonl and template.md: `python notebooks/results/report.py`, which also draws the figures.
 
 The template's prose holds no numbers of results. Where it says {{NAME ARGUMENTS}}, the function of that name in PARTS
-puts what the record says: tables, numbers, and "ahead", "level" or "behind" by one rule, train.verdict.
+puts what the record says: tables, numbers, and "ahead", "level" or "behind" by one rule, `verdict`.
 """
 
 import re
@@ -104,9 +104,17 @@ def minutes(models):
     return sum(sum(model["seconds"]) for title, model in models.items() if " after " not in title) / 60
 
 
+def verdict(ours, theirs):
+    """Ahead or behind, where the interval of the difference leaves out zero; else level."""
+    mean, half = train.interval(ours, theirs)
+    if abs(mean) <= half:
+        return "level"
+    return "ahead" if mean > 0 else "behind"
+
+
 def difference(ours, theirs):
     """Such as "ahead, +4.1 [+2.0, +6.2]"; points."""
-    return f"{train.verdict(ours, theirs)}, {train.paired_difference(ours, theirs)}"
+    return f"{verdict(ours, theirs)}, {train.paired_difference(ours, theirs)}"
 
 
 # ---- What the template asks for

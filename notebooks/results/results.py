@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -30,7 +31,7 @@ import models  # noqa: E402
 import train  # noqa: E402
 
 FOUND, RUNS = HERE / "results.jsonl", "runs/results"
-SST2 = f"--task sst2 --data {RUNS}/glue --precision auto --seeds 5 --quiz-size 400"
+SST2 = f"--task sst2 --data {RUNS}/glue --precision bf16 --seeds 5 --quiz-size 400"
 REVIEWS = "--task sst2 --data builtin --seeds 5"
 STUDENT = "--student minilm --student-layers 1,3,5"
 PAIR = f"{SST2} --train-size 1600 {STUDENT} --warmup-epochs 3"
@@ -153,8 +154,8 @@ def studies() -> dict[str, dict[str, str]]:
         f"{both}{flags}" for flags in ("--quiz-size 100", "--quiz-size 180", "--quiz-size 1000", "--teacher-epochs 160")
     ]
     own.append("--methods finetune --train-size 1 --batch-size 32 --epochs 75")  # the quiz and one sentence more
-    few = f"--data glue --precision auto --seeds 5 --teacher minilm {STUDENT} --teacher-epochs 3 --epochs 2"
-    mrpc = f"--task mrpc --data glue --precision auto --seeds 5 {STUDENT} --teacher-epochs 3 --epochs 2"
+    few = f"--data glue --precision bf16 --seeds 5 --teacher minilm {STUDENT} --teacher-epochs 3 --epochs 2"
+    mrpc = f"--task mrpc --data glue --precision bf16 --seeds 5 {STUDENT} --teacher-epochs 3 --epochs 2"
     sst2 = f"{PAIR} --teacher-epochs 8 --epochs 3 --alpha 0.9"
     three, four = "finetune,kd,metadistil", "finetune,kd,pkd,metadistil"
     right = f"{REVIEWS} --label-noise 0"
@@ -173,7 +174,7 @@ def studies() -> dict[str, dict[str, str]]:
         "scratch": improving("scratch", f"{SST2} --train-size 4000 --teacher-epochs 8", "mini", three, 4),
         "improving": improving("improving", f"{SST2} --train-size 2000 {STUDENT}", "minilm", four, 2),
         "noise": wrong_labels(),
-        "cifar": pictures("cifar", "--task cifar100 --data cifar --train-size 10000 --precision auto --seeds 5"),
+        "cifar": pictures("cifar", "--task cifar100 --data cifar --train-size 10000 --precision bf16 --seeds 5"),
     }
 
 
@@ -186,22 +187,24 @@ def prepare():
             (folder / name).write_bytes(Path("glue/SST-2", name).read_bytes())
         header, *lines = (folder / "train.tsv").read_text().splitlines(keepends=True)
         chosen = np.random.default_rng(0).permutation(len(lines))[:2000]
-        train.write_whole(folder / "test.tsv", "".join([header, *(lines[i] for i in sorted(chosen))]))
+        models.write_whole(folder / "test.tsv", "".join([header, *(lines[i] for i in sorted(chosen))]))
 
 
 def spoil(path: Path, kind: str):
     """Beside the teacher saved at `path`, the same one misreading: "other-ids", the ids of another model, whose tokens
     stand in another order; or "half-vocabulary", which lacks every other token (of their random order)."""
-    network, saved = models.read_saved(path)
-    tokenizer, rng = json.loads(saved["tokenizer"]), np.random.default_rng(0)
+    teacher, rng = models.load(path), np.random.default_rng(0)
+    tokenizer = json.loads(teacher.tokenizer.to_str())
     vocabulary = tokenizer["model"]["vocab"]  # {token: id}
     tokens = rng.permutation([token for token in vocabulary if token[0] != "["]).tolist()
     if kind == "other-ids":
         vocabulary |= dict(zip(tokens, sorted(vocabulary[token] for token in tokens)))
     else:
         tokenizer["model"]["vocab"] = {token: n for token, n in vocabulary.items() if token not in tokens[::2]}
-    misreading = models.to_save(network, tokenizer=json.dumps(tokenizer), labels=saved["labels"])
-    train.write_whole(path.with_name(f"teacher-{kind}.pt"), misreading)
+    misreading = Tokenizer.from_str(json.dumps(tokenizer))
+    spoilt = models.Model(teacher.network, misreading, teacher.labels, teacher.columns)
+    spoilt.title = f"teacher {kind}"
+    spoilt.save(path.with_name(f"teacher-{kind}.pt"))
 
 
 def read_found() -> dict[tuple[str, str], dict]:
@@ -217,7 +220,7 @@ def run_row(study: str, row: str, flags: str):
         for path in Path(RUNS, study, "plain").glob("seed*/teacher-before.pt"):
             spoil(path, kind)
     script, *given = command_of(study, row, flags)
-    if Path(out, "checkpoint.pt").exists():
+    if Path(out, "begun.json").exists():
         given = ["--resume", out]
     print("python", script, *given, flush=True)
     done = subprocess.run(
@@ -239,11 +242,21 @@ def command_of(study: str, row: str, flags: str) -> list[str]:
     return [script, *flags.split(), "--out", f"{RUNS}/{study}/{row}"]
 
 
+def results_of(config: train.Config) -> dict[str, list[dict]]:
+    """What the stages of a finished run found: {title: [of each seed {"scores", "by_epoch", ...}]}."""
+    found = {}
+    for seed, stage in itertools.product(range(config.seeds), train.stage_names(config)):
+        ended = Path(config.out, f"seed{seed}", f"{stage.replace(' ', '-')}.json")
+        for title, of_seed in json.loads(ended.read_text())["results"].items():
+            found.setdefault(title, []).append(of_seed)
+    return found
+
+
 def noted(study: str, row: str, flags: str) -> dict:
     """What is noted of a finished row: scores and costs of each model, of each seed; "by_epoch" are those on dev."""
-    config, journal = train.read_journal(f"{RUNS}/{study}/{row}")
+    config, _ = train.read_run(f"{RUNS}/{study}/{row}")
     models = {}
-    for title, seeds in journal["results"].items():
+    for title, seeds in results_of(config).items():
         models[title] = {key: [round(one["scores"][key], 6) for one in seeds] for key in seeds[0]["scores"]}
         models[title] |= {key: [one[key] for one in seeds] for key in ("parameters", "seconds")}
         models[title]["by_epoch"] = [[round(score, 4) for score in one["by_epoch"]] for one in seeds]
