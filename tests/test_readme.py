@@ -17,7 +17,7 @@ PAGES = {"README.md": README, "teaching.md": (ROOT / "notebooks" / "teaching.md"
 
 
 def test_its_lines_of_the_algorithm_are_the_codes():
-    [code] = re.findall(r"```python\n(    settings = .*?)```", README, re.DOTALL)
+    [code] = re.findall(r"```python\n(    result = .*?)```", README, re.DOTALL)
     assert code in inspect.getsource(metadistil.metadistil_step)
 
 
