@@ -155,7 +155,8 @@ def files_of(name, data) -> list[Path]:
     """The files of the task `name` in the directory `data`."""
     files = TASKS[name]
     folder = REVIEWS if data == BUILTIN else Path(data, files.folder)
-    return sorted(path for path in folder.glob("*") if path.stem in files.names)
+    found = [path for path in folder.glob("*") if path.stem in files.names]
+    return sorted(found)
 
 
 def read_files(files: Files, folder: Path, task) -> dict[str, Split]:

@@ -340,7 +340,8 @@ class Model(nn.Module):
             mean, deviation = torch.tensor(PIXELS, device=device)[:, :, None, None]  # (3, 1, 1) each
             return {"images": (torch.from_numpy(examples).to(device) / 255 - mean) / deviation}
         encoded = [torch.from_numpy(self.encode(text)) for text in examples]  # (T, 3) each
-        ids, types, mask = nn.utils.rnn.pad_sequence(encoded, batch_first=True).to(device).unbind(dim=2)  # (B, T)
+        padded = nn.utils.rnn.pad_sequence(encoded, batch_first=True)  # (B, T, 3)
+        ids, types, mask = padded.to(device).unbind(dim=2)
         return {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
 
     def forward(self, examples, noisy=None):

@@ -61,8 +61,6 @@ def falls(step, total):
 
 
 SCHEDULES = {"linear": linear, "falls": falls}  # (step, total) -> share of the rate
-
-
 KINDS_OF_RUN = ("files", "builtin", "pretrained", "pictures")
 
 
@@ -336,9 +334,7 @@ class Seed:
             expect(fits, f"{source}: expected a teacher of {ours or 'scores'}, found one of {theirs or 'scores'}")
             weights |= network.classifier.state_dict(prefix="classifier.")
             if saved.labels is not None:
-                note = (
-                    f"{source} has a head for {theirs or 'scores'}; the task has {ours or 'scores'}: it gets a new one"
-                )
+                note = f"{source} gets a new head: its own is for {theirs or 'scores'}, the task has {ours or 'scores'}"
                 if len(saved.labels) == len(self.task.label_names):
                     note += f'; if the labels mean the same: python notebooks/fetch.py "{source}" --labels "{ours}"'
                 self.notes.append(note)
@@ -408,9 +404,8 @@ class Stage:
         sees_quiz_labels = self.method.quiz_labels or config.learn_quiz
         lengths = seed.lengths if sees_quiz_labels else seed.lengths[: len(self.task.train)]
         self.steps_per_pass = math.ceil(len(lengths) / config.batch_size)
-        self.batches = functools.lru_cache(1)(
-            functools.partial(data.batches_of, lengths, config.batch_size, seed.number)
-        )
+        batches_of_pass = functools.partial(data.batches_of, lengths, config.batch_size, seed.number)
+        self.batches = functools.lru_cache(1)(batches_of_pass)
         of_logits = logits_loss(self)
         # L_q is kd's L_S without a teacher: of the logits and the labels alone.
         self.quiz_loss = lambda logits, labels: of_logits(logits, None, labels)
@@ -679,9 +674,9 @@ def go_on(config: Config, notes) -> Run:
 
 def load_all(out) -> dict[str, models.Model]:
     """{title: model} of the networks that a run has saved for seed 0, teachers first. Raises InputError."""
-    found = [models.load(path) for path in sorted(Path(out, "seed0").glob("*.pt"))]
+    found = [models.load(path) for path in Path(out, "seed0").glob("*.pt")]
     expect(found, f"{out}: expected a run with a trained network, found none; start one, or --resume it")
-    found.sort(key=lambda model: (model.title.startswith("student"), "after" in model.title))
+    found.sort(key=lambda model: (model.title.startswith("student"), "after" in model.title, model.title))
     return {model.title: model for model in found}
 
 
