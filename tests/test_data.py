@@ -88,12 +88,14 @@ def test_flipped_labels_of_many_classes_are_other_classes():
     assert (flipped != labels).sum() == 300 and set(flipped) == set(range(5))
 
 
-def test_sizes():
+def test_sizes_and_names():
     task = load_task("sst2", "builtin", quiz_size=50, train_size=120)
     assert (len(task.train), len(task.quiz)) == (120, 50)
     for wrong in ({"quiz_size": 0}, {"quiz_size": 1800}, {"train_size": 1501}, {"train_size": 0}, {"label_noise": 1.5}):
         with pytest.raises(InputError, match="expected"):
             load_task("sst2", "builtin", **wrong)
+    with pytest.raises(InputError, match="expected one of sst2"):
+        load_task("sst3", "builtin")
 
 
 # ---------------------------------------------------------------- files
