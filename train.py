@@ -621,8 +621,9 @@ def try_stage(stage: Stage):
     step. Raises any exception if that fails, or if a trained network cannot be loaded from a file."""
     for k in (0, stage.warmup_steps, stage.warmup_steps + 1):
         stage.step(k)
-    for model in stage.trained:
-        models.build(model.network.config).load_state_dict(model.network.state_dict())
+    with models.expecting("expected a network that can be rebuilt from its configuration"):
+        for model in stage.trained:
+            models.build(model.network.config).load_state_dict(model.network.state_dict())
 
 
 def claim(config: Config) -> str:
