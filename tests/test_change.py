@@ -94,7 +94,7 @@ def test_another_optimiser_for_the_teacher_is_settings_alone(tmp_path):
     settings = {"batch_size": 80, "warmup_epochs": 0, "epochs": 1, "teacher_optimizer": "sgd", "teacher_lr": 10}
     finished = train.run(small(tmp_path / "run", methods="metadistil", **settings))
     stage = train.Stage(train.Seed(finished.config, 0), "metadistil")  # as it began: one step, of all 60 examples
-    batch = stage.seed.batch(next(stage.batches()))
+    batch = stage.seed.batch(stage.rows(0))
     settings = {"pilot_lr": finished.config.pilot_lr, "loss": stage.loss, "quiz_loss": stage.quiz_loss}
     grads = metadistil.meta_gradient(stage.learner, stage.teachers, batch, stage.quiz(0), **settings).grads
     after = finished.models["teacher after metadistil"].parameters()

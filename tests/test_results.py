@@ -1,6 +1,5 @@
 """The record of results: rows run once, after those they take models from; RESULTS.md is what the record says."""
 
-import itertools
 import json
 import re
 import shlex
@@ -176,7 +175,12 @@ def checked(words, monkeypatch):
     script, *given = words
     assert (ROOT / script).is_file()
     monkeypatch.setattr(train, "METHODS", KNOWN[script])
-    return train.Config(**train.FILES | train.checked(train.parse(given)))
+    config = train.Config(**train.DEFAULTS["files"] | train.parse(given))
+    methods = train.checked_methods(config.methods)
+    for field in train.dataclasses.fields(config):
+        if field.name in train.parse(given):
+            train.checked(field, getattr(config, field.name), methods)
+    return config
 
 
 @pytest.mark.parametrize("study", results.studies())
@@ -347,7 +351,7 @@ RATE = 1e5  # far too much, but then rounding is far below what moves
 
 
 def rows_of(stage, k):
-    return next(itertools.islice(stage.batches(), k, None))
+    return stage.rows(k)
 
 
 def take_step(stage, k):
