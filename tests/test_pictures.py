@@ -12,6 +12,8 @@ import pictures
 import pytest
 from conftest import ROOT
 
+pytestmark = pytest.mark.slow  # drawing takes seconds
+
 
 def run(*arguments):
     """Run the script -> its exit status, output, errors."""
