@@ -7,43 +7,36 @@ import os
 import pty
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import demo
 import numpy as np
-import pictures
 import pytest
-from conftest import ROOT, chromium, small, small_pictures
+from conftest import chromium, small, small_pictures
+from test_data import write_cifar, write_task
 
 import data
 import train
 
 GOOD = '["the plot is fun"]'
 ODD = """the plot is 漢 <img src=x onerror="document.title = 'it ran'"><script>document.title = 'it ran'</script>"""
-PAIR = ["the first is 3", "the second is 4"]
+PAIR = ["one 0 3 yes", "two 0 4 so"]
 
 
 @pytest.fixture(scope="module")
 def pages(finished, tmp_path_factory):
-    """The page of a run on texts, of one on pairs with scores from 0 to 5, and of one on drawn pictures."""
-    folder = tmp_path_factory.mktemp("files")
-    (folder / "STS-B").mkdir()
-    for split, rows in (("train", range(90)), ("dev", range(90, 120))):
-        lines = [f"the first is {n}\tthe second is {n % 6}\t{n % 6}" for n in rows]
-        (folder / "STS-B" / f"{split}.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *lines]))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "SIZES", {"train": 300, "test": 60})
-        pictures.write(folder / "cifar-100-binary")
+    """The page of a run on texts, of one on pairs with scores from 0 to 5, and of one on pictures."""
+    folder = write_cifar(write_task(tmp_path_factory.mktemp("files"), "stsb", rows=90))
+    (folder / "cifar-100-binary" / "fine_label_names.txt").write_text("\n".join(f"big_cat_{n}" for n in range(100)))
     settings = {"methods": "metadistil", "epochs": 1, "teacher_lr": 0.1}
     pairs = train.run(small(folder / "pairs", task="stsb", data=str(folder), teacher="tiny", **settings))
-    flowers = train.run(small_pictures(folder, folder / "flowers", **settings))
-    found = [demo.Demo(str(run.out), 0) for run in (finished, pairs, flowers)]
+    cats = train.run(small_pictures(folder, folder / "cats", **settings))
+    found = [demo.Demo(str(run.out), 0) for run in (finished, pairs, cats)]
     for page in found:
         threading.Thread(target=page.serve_forever, args=(0.01,), daemon=True).start()
     yield found
@@ -84,12 +77,15 @@ def wait_for(condition):
 # ---- What the models say
 
 
-def test_an_answer_is_what_each_model_predicts(pages):
-    folder = Path(pages[2].about["data"], "cifar-100-binary")
-    names = (folder / "fine_label_names.txt").read_text().replace("_", " ").splitlines()
-    picture = data.read_pictures(folder / "test.bin")[3]
+def test_an_answer_is_what_each_model_reads_and_predicts(pages):
+    text, names = "The plot is fun, 漢 is not", [f"big cat {n}" for n in range(100)]
+    picture = data.read_pictures(Path(pages[2].about["data"], "cifar-100-binary", "test.bin"))[3]
     assert pages[2].pictures[3][1] == names[picture.labels]
-    for page, question, example in zip(pages, ([ODD], PAIR, 3), (ODD, tuple(PAIR), picture.examples)):
+    for page, question, example, read in (
+        (pages[0], [text], text, "[CLS] the plot is fun , 漢? is not [SEP]"),
+        (pages[1], PAIR, tuple(PAIR), "[CLS] one 0 3 yes [SEP] two 0 4 so [SEP]"),
+        (pages[2], 3, picture.examples, ""),
+    ):
         rows, trained = ask(page, question), train.load_all(page.about["name"])
         assert [row["title"] for row in rows] == [*trained]
         for row, model in zip(rows, trained.values()):
@@ -98,15 +94,8 @@ def test_an_answer_is_what_each_model_predicts(pages):
             assert row["label"] == (label if probabilities else pytest.approx(label, abs=1e-5))
             assert dict(row["classes"]) == pytest.approx(probabilities, abs=1e-6)
             assert row["parameters"] == sum(weights.numel() for weights in model.parameters())
-            assert row["milliseconds"] > 0
-
-
-def test_the_tokens_are_those_that_the_models_read(pages):
-    cut = "[CLS] the plot is fun , 漢? is not [SEP]", "[CLS] the first is 3 [SEP] the second is 4 [SEP]"
-    for page, question, expected in zip(pages, (["The plot is fun, 漢 is not"], PAIR), cut):
-        for row in ask(page, question):
-            assert " ".join(token + "?" * is_unknown for token, is_unknown in row["tokens"]) == expected
-            assert not row["is_cut"]
+            assert row["milliseconds"] > 0 and not row["is_cut"]
+            assert " ".join(token + "?" * is_unknown for token, is_unknown in row["tokens"]) == read
     assert ask(pages[0], ["the plot is fun " * 100])[0]["is_cut"]
 
 
@@ -131,8 +120,7 @@ def test_it_answers_to_its_own_names_at_its_own_paths(pages):
             assert policy.startswith("default-src 'none';") and "unsafe" not in policy and "http" not in policy
     for asked in (("GET", "/predict"), ("GET", "/../train.py"), ("GET", "/<b>"), ("POST", "/", GOOD)):
         status, headers, _ = request(page, *asked)
-        assert (status, headers["Content-Type"]) == (404, "application/json")
-        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert status == 404 and headers["Content-Type"] == "application/json"
     assert page.server_address[0] == "127.0.0.1"
 
 
@@ -152,21 +140,18 @@ def test_what_is_no_question_is_refused(pages):
 
 
 def test_one_question_at_a_time_and_none_waits_for_a_slow_body(pages, monkeypatch):
-    questions = [[f"the plot is {word}"] for word in ("fun", "dull", "witty", "slow", "good", "bad", "flat", "new")]
-    alone = [ask(pages[0], question)[1]["classes"] for question in questions]
-    model, at_work, most = pages[0].models[0], [], []
+    at_work, most = [], []
 
-    def predict(examples):
-        at_work.append(1)
+    def answer(question):
+        at_work.append(question)
         time.sleep(0.01)
         most.append(len(at_work))
-        at_work.pop()
-        return type(model).predict(model, examples)
+        at_work.remove(question)
+        return question
 
-    monkeypatch.setattr(model, "predict", predict)
+    monkeypatch.setattr(pages[0], "answer", answer)
     with connect(pages[0], "POST /predict HTTP/1.1", "Content-Length: 9"), ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda question: ask(pages[0], question), questions))
-    assert [answer[1]["classes"] for answer in answers] == alone and most == [1] * len(questions)
+        assert list(pool.map(lambda n: ask(pages[0], n), range(16))) == list(range(16)) and most == [1] * 16
 
 
 def test_a_failure_leaves_the_server_at_work(pages, monkeypatch, capfd):
@@ -174,11 +159,10 @@ def test_a_failure_leaves_the_server_at_work(pages, monkeypatch, capfd):
         with connect(pages[0], "GET / HTTP/1.1") as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset at the end
     assert ask(pages[0], PAIR[:1]) and capfd.readouterr().err == ""
-    with monkeypatch.context() as patch:
-        patch.setattr(pages[0].models[0], "predict", lambda examples: 1 / 0)
-        with pytest.raises(http.client.RemoteDisconnected):
-            ask(pages[0], PAIR[:1])
-    assert ask(pages[0], PAIR[:1]) and "ZeroDivisionError" in capfd.readouterr().err
+    monkeypatch.setattr(pages[0], "answer", lambda question: 1 // question)
+    with pytest.raises(http.client.RemoteDisconnected):
+        ask(pages[0], 0)
+    assert ask(pages[0], 1) == 1
 
 
 # ---- The command line
@@ -217,21 +201,19 @@ def test_a_browser_is_opened_without_the_terminal_and_no_text_browser(name, sett
     assert log.exists() == opened and (not opened or log.read_text() == "address\n")
 
 
-@pytest.mark.slow
-def test_the_page_is_served_when_the_browser_opens_and_ctrl_c_ends_it_quietly(finished, tmp_path):
-    browser, page = tmp_path / "browser", tmp_path / "page"
-    fetch = f"open({str(page)!r}, 'wb').write(urllib.request.urlopen(sys.argv[1]).read())"
-    browser.write_text(f"#!{sys.executable}\nimport sys, urllib.request\n{fetch}\n")
-    browser.chmod(0o755)
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "notebooks" / "demo.py", finished.out, "--port", "0"], text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"BROWSER": str(browser)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # the background is deaf to Ctrl-C
-    )  # fmt: skip
-    assert process.stdout.readline().startswith("http://127.0.0.1:")
-    wait_for(lambda: page.exists() and page.read_text() == demo.PAGE)
-    process.send_signal(signal.SIGINT)
-    assert (process.wait(timeout=20), process.stderr.read()) == (130, "")
+def test_the_page_is_served_when_the_browser_opens_and_ctrl_c_ends_it_quietly(finished, monkeypatch, capfd):
+    found = []
+
+    def browse(address):
+        found.append(urllib.request.urlopen(address).read().decode())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(demo, "open_browser", browse)
+    monkeypatch.setattr(os, "_exit", found.append)
+    with contextlib.suppress(KeyboardInterrupt):
+        demo.main([str(finished.out), "--port", "0"])
+    printed, said = capfd.readouterr()
+    assert found == [demo.PAGE, 130] and printed.startswith("http://127.0.0.1:") and said == ""
 
 
 # ---- In a browser
@@ -258,24 +240,20 @@ def texts(browser, selector):
 
 
 def put(browser, page, question):
-    """Ask by the keyboard, and wait for the answer. Returns the true class of a picture."""
+    """Ask by the keyboard, and wait for the answer."""
+    controls = browser.find_elements("css selector", "input, #gallery button")
+    names = [[name for _, name in page.pictures], ["Text"], ["First text", "Second text"]][page.fields]
+    assert [control.accessible_name for control in controls] == names
     if page.pictures:
-        buttons, names = browser.find_elements("css selector", "#gallery button"), [name for _, name in page.pictures]
-        assert [button.accessible_name for button in buttons] == names
-        script = "return [...document.querySelectorAll('canvas')[2].getContext('2d').getImageData(0, 0, 32, 32).data]"
-        pixels = np.reshape(browser.execute_script(script), (32, 32, 4))[:, :, :3]  # without the opacity
-        assert (pixels.transpose(2, 0, 1) == page.pictures[2][0]).all()
-        buttons[question].send_keys(" ")
-        wait_for(lambda: texts(browser, "caption") == [f"Picture {question + 1}; its true class: {names[question]}"])
-        assert [button.get_attribute("aria-pressed") for button in buttons].index("true") == question
-        return names[question]
-    fields = browser.find_elements("css selector", "input")
-    assert [field.accessible_name for field in fields] == (["Text"] if page.fields == 1 else ["First text", "Second text"])
-    for field, text in zip(fields, question):
-        field.clear()
-        field.send_keys(text)
-    field.send_keys("\n")
-    wait_for(lambda: texts(browser, "caption") == [" and ".join(f"“{text}”" for text in question)])
+        controls[question].send_keys(" ")
+        caption = f"Picture {question + 1}; its true class: {names[question]}"
+    else:
+        for control, text in zip(controls, question):
+            control.clear()
+            control.send_keys(text)
+        control.send_keys("\n")
+        caption = " and ".join(f"“{text}”" for text in question)
+    wait_for(lambda: texts(browser, "caption") == [caption])
 
 
 def words(row, rows, truth):
@@ -303,15 +281,21 @@ def test_in_a_browser_what_the_models_say_is_shown_as_text(width, pages, browser
         monkeypatch.setattr(page.models[-1], "title", ODD)  # what a file holds is not HTML, either
         monkeypatch.setitem(page.about, "name", ODD)
         visit(browser, page, width)
-        truth = put(browser, page, question)
+        put(browser, page, question)
+        truth = page.pictures[2][1] if page.pictures else None
         rows = ask(page, question)
         table = [text.split()[:-1] for text in texts(browser, "tbody tr")]
         assert table == [words(row, rows, truth) for row in rows]
         assert ("Probability" in texts(browser, "th")) == (page is not pages[1])
-        if not page.pictures:
-            bars = "[...document.querySelectorAll(arguments[0])].map(bar => bar.{} / bar.parentElement.clientWidth)"
-            for part, length, those in ((".fill", "clientWidth", rows), (".mark", "offsetLeft", rows[:1])):
-                found = browser.execute_script(f"return {bars.format(length)}", part)
+        if page.pictures:
+            script = "return [...document.querySelectorAll('canvas')[2].getContext('2d').getImageData(0, 0, 32, 32).data]"
+            pixels = np.reshape(browser.execute_script(script), (32, 32, 4))[:, :, :3]  # without the opacity
+            assert (pixels.transpose(2, 0, 1) == page.pictures[2][0]).all()
+            assert len(browser.find_elements("css selector", "[aria-pressed=true]")) == 1
+        else:
+            for part, measure, those in (("fill", "clientWidth", rows), ("mark", "offsetLeft", rows[:1])):
+                script = f"[...document.querySelectorAll('.{part}')].map(e => e.{measure} / e.parentElement.clientWidth)"
+                found = browser.execute_script(f"return {script}")
                 assert found == pytest.approx([p for row in those for _, p in row["classes"]], abs=0.03)
             tokens = [token + " unknown" * is_unknown for token, is_unknown in rows[0]["tokens"]]
             assert texts(browser, "#tokens li") == tokens
@@ -323,25 +307,19 @@ def test_in_a_browser_what_the_models_say_is_shown_as_text(width, pages, browser
 
 @pytest.mark.slow
 def test_in_a_browser_an_error_is_said_and_a_late_answer_gives_way(pages, browser, monkeypatch):
-    page, may_end = pages[0], threading.Event()
-
-    def answer(question):
-        if question == ["slow"]:
-            may_end.wait(10)
-        return type(page).answer(page, question)
-
-    monkeypatch.setattr(page, "answer", answer)
-    monkeypatch.setattr(page, "lock", contextlib.nullcontext())  # so that a later question can overtake
-    visit(browser, page)
+    visit(browser, pages[0])
+    browser.execute_script("""const now = fetch, later = (...asked) =>
+        new Promise(done => setTimeout(done, 300)).then(() => now(...asked));
+        window.fetch = (...asked) => (asked[1].body.includes("slow") ? later : now)(...asked)""")
     [field] = browser.find_elements("css selector", "input")
     field.send_keys("slow\n")
+    put(browser, pages[0], ["fast"])
+    time.sleep(0.6)
+    assert texts(browser, "caption") == ["“fast”"] and "of 5 models" in texts(browser, "#status")[0]
     browser.execute_script("arguments[0].value = 'a '.repeat(40000); arguments[0].form.requestSubmit()", field)
     wait_for(lambda: "expected at most 65,536 bytes" in texts(browser, "#status")[0])
-    may_end.set()
-    time.sleep(0.3)
-    assert "65,536" in texts(browser, "#status")[0] and texts(browser, "#results") == [""]
-    put(browser, page, ["fast"])
-    assert "of 5 models" in texts(browser, "#status")[0]
-    monkeypatch.setattr(page, "answer", lambda question: 1 / 0)
+    assert texts(browser, "#results") == [""]
+    put(browser, pages[0], ["fast again"])
+    monkeypatch.setattr(pages[0], "answer", lambda question: 1 / 0)
     field.send_keys("\n")
     wait_for(lambda: texts(browser, "#status") == ["No answer. Does demo.py still run?"])
