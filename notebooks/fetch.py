@@ -54,27 +54,30 @@ SOURCES = {  # of each task the address, and the MD5 checksum where one is known
 
 def fetch_data(name, data):
     """Download a task's data set. Its folder in the directory `data` appears whole and checked, or not at all."""
-    address, md5 = SOURCES[name]
-    folder, training_file = Path(data, TASKS[name].folder), "train.bin" if name == "cifar100" else "train.tsv"
-    if (folder / training_file).is_file():
+    (address, md5), files = SOURCES[name], TASKS[name]
+    folder = Path(data, files.folder).expanduser()  # the shell leaves --data=~/glue as it is
+    ending = "tsv" if files.texts else "bin"
+    needed = [f"{file}.{ending}" for split, file in zip(("train", "dev", "test"), files.names) if split in files.needed]
+    if all((folder / file).is_file() for file in needed):
         print(f"{name}: {folder} is already there")
         return
-    expect(not folder.exists(), f"{folder}: expected {training_file} in it, or no such folder")
+    expect(not folder.exists(), f"{folder}: expected {' and '.join(needed)} in it, or no such folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        file = Path(temporary, address.rsplit("/", 1)[1])
+        archive = Path(temporary, address.rsplit("/", 1)[1])
         unpacked = Path(temporary, "unpacked", folder.name)
         with models.expecting(f"{address}: cannot be downloaded"):
-            download(address, file)
-        found = hashlib.md5(file.read_bytes()).hexdigest()
+            download(address, archive)
+        found = hashlib.md5(archive.read_bytes()).hexdigest()
         expect(md5 in (None, found), f"{address}: expected the MD5 checksum {md5}, found {found}")
         with models.expecting(f"{address}: cannot be unpacked"):
-            if file.suffix == ".txt":
+            if archive.suffix == ".txt":  # it is the file itself
                 unpacked.mkdir(parents=True)
-                file.rename(unpacked / training_file)
+                archive.rename(unpacked / needed[0])
             else:  # a member that would land elsewhere is left out (zip) or refused (tar)
-                shutil.unpack_archive(file, unpacked.parent, filter="data" if file.suffix == ".gz" else None)
-        expect((unpacked / training_file).is_file(), f"{address}: expected {folder.name}/{training_file} in it")
+                shutil.unpack_archive(archive, unpacked.parent, filter="data" if archive.suffix == ".gz" else None)
+        for file in needed:
+            expect((unpacked / file).is_file(), f"{address}: expected {folder.name}/{file} in it")
         unpacked.rename(folder)
     print(f"{name}: fetched into {folder}")
 
@@ -267,15 +270,15 @@ def read_tokenizer(folder, config):
 
 
 def of_one_type(tokenizer):
-    """A copy of a tokeniser that gives every token the type 0, as the package does for a network that gets no types."""
+    """A tokeniser changed to give every token the type 0, as the package feeds a network if it gets no types."""
     content = json.loads(tokenizer.to_str())
     processor = json.dumps(content["post_processor"])
     if "TemplateProcessing" in processor:  # nothing may follow a template, so the template itself is changed
         content["post_processor"] = json.loads(processor.replace('"type_id": 1', '"type_id": 0'))
         return Tokenizer.from_str(json.dumps(content))
-    ours, last = Tokenizer.from_str(tokenizer.to_str()), TemplateProcessing(single="$A:0", pair="$A:0 $B:0")
-    ours.post_processor = Sequence([ours.post_processor, last]) if ours.post_processor else last
-    return ours
+    last = TemplateProcessing(single="$A:0", pair="$A:0 $B:0")
+    tokenizer.post_processor = Sequence([tokenizer.post_processor, last])
+    return tokenizer
 
 
 def convert_tokenizer(tokenizer, whole):
@@ -423,7 +426,7 @@ def main():
     for name in arguments.names:
         try:
             if name in SOURCES:
-                fetch_data(name, Path(arguments.data).expanduser())  # the shell leaves --data=~/glue as it is
+                fetch_data(name, arguments.data)
             else:
                 fetch_network(name, arguments.model_type, labels)
         except (InputError, models.CheckpointError, OSError) as error:
