@@ -168,8 +168,7 @@ def read_config(folder, model_type=None):
         published = read_json(folder, "config.json")
         expect(published, "expected one in the directory, found none")
         found = published.pop("model_type", model_type)
-        hint = " (if you know it, add --model-type)" if found is None else ""
-        expect(found in NAMES, f"expected a model_type of {', '.join(NAMES)}, found {found}{hint}")
+        expect(found in NAMES, f"expected a model_type of {', '.join(NAMES)}, found {found} (--model-type adds one)")
         for setting, value in EXPRESSIBLE.items():
             given = published.get(setting, value)
             expect(given == value, f"expected {setting} {value}, found {given}")
@@ -276,8 +275,8 @@ def of_one_type(tokenizer):
     if "TemplateProcessing" in processor:  # nothing may follow a template, so the template itself is changed
         content["post_processor"] = json.loads(processor.replace('"type_id": 1', '"type_id": 0'))
         return Tokenizer.from_str(json.dumps(content))
-    last = TemplateProcessing(single="$A:0", pair="$A:0 $B:0")
-    tokenizer.post_processor = Sequence([tokenizer.post_processor, last])
+    zeros = TemplateProcessing(single="$A:0", pair="$A:0 $B:0")
+    tokenizer.post_processor = Sequence([tokenizer.post_processor, zeros])
     return tokenizer
 
 
@@ -337,8 +336,8 @@ def prove_logits(reference, network, outputs, pairs, most=1e-9):
     largest = 0.0
     for theirs, ours in pairs:
         difference = (network(**ours) - reference(**theirs).logits[:, outputs]).abs().max().item()
-        found = f"the logits of a batch of {tuple(ours['input_ids'].shape)} ids differ by {difference:.1e}"
-        expect(difference <= most, f"{found}, expected at most {most:.0e}")
+        shape = tuple(ours["input_ids"].shape)
+        expect(difference <= most, f"the logits of a batch of {shape} ids differ by {difference:.1e}")
         largest = max(largest, difference)
     network.float()
     return largest
@@ -392,13 +391,13 @@ def convert(name, model_type, wanted):
         model = models.Model(network, ours, labels if trained else None)
         outputs = relabel(model, wanted) if wanted else [*range(config.num_labels)]
         largest = prove_logits(reference, network, outputs, batches(config, tokenizer, model))
-    found = f"{config.model_type}, {reference.num_parameters():,} parameters, {config.num_hidden_layers} layers"
-    return model, f"{found}\n  the same ids from both tokenisers; largest difference of the logits {largest:.1e}"
+    size = f"{config.model_type}, {reference.num_parameters():,} parameters, {config.num_hidden_layers} layers"
+    return model, f"{size}\n  the same ids from both tokenisers; largest difference of the logits {largest:.1e}"
 
 
-def fetch_network(name, model_type=None, wanted=None):
-    """Save a published network as ours, or a saved one again, its head under the wanted labels if any."""
-    here = Path(name).exists()
+def fetch_network(name, model_type, labels):
+    """Save a published network as ours, or a saved one again, its head under the labels "A,B,..." if they are given."""
+    here, wanted = Path(name).exists(), None if labels is None else [label.strip() for label in labels.split(",")]
     expected = f"expected a task ({', '.join(SOURCES)}), a directory, or a name on the hub (org/name)"
     expect(here or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name), expected)
     file = models.saved_file(name) if here else Path("checkpoints", name, "metadistil.pt")
@@ -409,8 +408,8 @@ def fetch_network(name, model_type=None, wanted=None):
         model, found = convert(name, model_type, wanted)
     with models.expecting("cannot be written"):
         model.save(file)
-    labels = "none, the head is fresh" if model.labels is None else ", ".join(model.labels) or "none, a regression"
-    print(f"{name}: {found}\n  labels: {labels}\n  written: {file}")
+    shown = "none, the head is fresh" if model.labels is None else ", ".join(model.labels) or "none, a regression"
+    print(f"{name}: {found}\n  labels: {shown}\n  written: {file}")
 
 
 def main():
@@ -421,14 +420,13 @@ def main():
     parser.add_argument("--model-type", choices=NAMES, help="of a network whose config.json does not say it")
     parser.add_argument("--labels", metavar="A,B,...", help="a trained head's labels in the task's order, or new names")
     arguments, status = parser.parse_args(), 0
-    labels = None if arguments.labels is None else [name.strip() for name in arguments.labels.split(",")]
     sys.stdout.reconfigure(errors="backslashreplace")  # labels may have letters that the terminal has not
     for name in arguments.names:
         try:
             if name in SOURCES:
                 fetch_data(name, arguments.data)
             else:
-                fetch_network(name, arguments.model_type, labels)
+                fetch_network(name, arguments.model_type, arguments.labels)
         except (InputError, models.CheckpointError, OSError) as error:
             print(f"fetch.py: {name}: {error}", file=sys.stderr)
             status = 2

@@ -326,7 +326,7 @@ NAN = {"bert.pooler.dense.bias": torch.full((24,), torch.nan)}
 
 @pytest.mark.parametrize("changed, said", [
     (config(model_type="albert"), "expected a model_type of bert, roberta, distilbert, found albert"),
-    (config(model_type=None), "found None (if you know it, add --model-type)"),
+    (config(model_type=None), "found None (--model-type adds one)"),
     (config(hidden_act="gelu_new"), "expected hidden_act gelu, found gelu_new"),
     (config(auto_map={"AutoModel": "modeling.Mine"}), "expected auto_map None, found"),
     (config(architectures=["BertForTokenClassification"]), "no head yet, found BertForTokenClassification"),
