@@ -158,6 +158,8 @@ def resolved(config: Config) -> Config:
     for role in ("student", "teacher"):
         networks = getattr(config, role).split(",")
         paths = [source if source in models.PRESETS else os.path.abspath(source) for source in networks]
+        fits = all(networks) and "," not in "".join(paths)
+        expect(fits, f"--{role} {getattr(config, role)}: expected networks, none empty, no comma in a path")
         setattr(config, role, ",".join(paths))
     for field in dataclasses.fields(config):
         if not is_used(field, methods):
