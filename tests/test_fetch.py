@@ -352,6 +352,7 @@ NAN = {"bert.pooler.dense.bias": torch.full((24,), torch.nan)}
     (file("vocab.txt"), "tokeniser: expected its files, found none"),
     (file("added_tokens.json", b"[]"), "tokeniser: "),
     (added(**{"[NEW]": 200}), f"expected the id 200 for '[NEW]', as stated, found {NEXT}"),  # the package says nothing
+    (settings(added_tokens_decoder={"200": {"content": "[NEW]"}}), "expected the id 200 for '[NEW]', as stated"),
     (settings(truncation_side="left"), "expected texts to be cut on the right"),
     (partial(whole_json, lowercase=False), "to agree, not to differ at"),  # without settings the package lower-cases
     (partial(whole_json, do_lower_case=False), "to agree, not to differ at"),
