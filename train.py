@@ -569,8 +569,8 @@ def run(config: Config) -> Run:
     begun = begun_with(config)
     notes = try_out(config)
     config.out = claim(config)
-    write(Path(config.out, "begun.json"), json.dumps(begun, indent=2))
     write(Path(config.out, "config.json"), json.dumps(dataclasses.asdict(config), indent=2))
+    write(Path(config.out, "begun.json"), json.dumps(begun, indent=2))
     return go_on(config, notes)
 
 
