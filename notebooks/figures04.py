@@ -104,9 +104,8 @@ def opinions(examples, titles, positive, edges):
     """The probability of "positive" that each network gives each sentence, (sentences, networks). examples:
     [(sentence, label)]; edges: after how many sentences a line is drawn."""
     [ax] = draw.panels("Being sure is not being right", size=(11, 6))
-    wrong = (positive > 0.5) != np.array([[label] for _, label in examples])
-    words = np.where(wrong, "{} ×", "{}").astype(object)
-    words = [[word.format(round(100 * p)) for word, p in zip(*row)] for row in zip(words, positive)]
+    words = [[f"{100 * p:.0f}" + (" ×" if (p > 0.5) != label else "") for p in row]
+             for row, (_, label) in zip(positive, examples)]  # fmt: skip
     rows = [f"{text}   ({'+' if label else '−'})" for text, label in examples]
     columns = ["\n".join(title.split()[:2]) for title in titles]
     image = draw.heat(ax, 100 * positive, rows, columns, words, 14, limits=(0, 100))
