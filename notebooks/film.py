@@ -23,7 +23,7 @@ import figures02  # noqa: E402
 import scene  # noqa: E402
 
 FOLDER = HERE / "figures"
-STEPS, RATE, COLOURS = 40, 0.5, 128  # frames of the film; μ, small, so that the teacher turns slowly; colours
+STEPS, RATE, COLOURS = 40, 0.5, 256  # frames of the film; μ, small, so that the teacher turns slowly; colours
 
 
 def steps() -> list[scene.Step]:
@@ -88,7 +88,7 @@ def main():
     picture_of(diagram()).quantize(64).save(FOLDER / "step.png", optimize=True)
     frames = [picture_of(figures02.plane_and_curve(step)) for step in steps()]
     film(frames, FOLDER / "film.gif")
-    frames[0].quantize(64).save(FOLDER / "scene.png", optimize=True)
+    frames[0].quantize(COLOURS, Image.Quantize.FASTOCTREE).save(FOLDER / "scene.png", optimize=True)
     for name in ("step.png", "film.gif", "scene.png"):
         print(f"{FOLDER / name}: {(FOLDER / name).stat().st_size / 1000:,.0f} kB")
 
