@@ -158,7 +158,7 @@ def look_of(run):
 
 def many_turns(runs, pilot, moments=(0, 5, 15, 40)):
     """Three students at four moments. runs: {name: rows of weights (2), teacher's angle, two losses}."""
-    figure, axes = plt.subplots(3, 4, figsize=(13, 7.6), sharex=True, sharey=True)
+    figure, axes = plt.subplots(3, 4, figsize=(12, 7.1), sharex=True, sharey=True)
     for ax, moment in zip(axes[0], moments):
         ax.set_title(f"after {moment} steps")
     for row, (name, history) in zip(axes, runs.items()):
@@ -296,7 +296,7 @@ def draw_plane(ax, step, number):
         style = {"color": draw.LIT, "lw": 4, "mutation_scale": 22} if lit else {"lw": 1.8}
         draw.arrow(ax, start, end, **style)
         if label:
-            draw.note(ax, label, end, (-4, -22), fontsize=13, color=draw.LIT if lit else draw.INK)
+            draw.note(ax, label, end, (5, 5) if n == 6 else (-4, -22), fontsize=13, color=draw.LIT if lit else draw.INK)
     draw.dot(ax, step.theta_S)
     draw.note(ax, r"$\theta_S$", step.theta_S, (4, 10))
     if number >= 4:
@@ -380,7 +380,7 @@ def plane_and_curve(step):
 def stills():
     """All nine parts in one picture."""
     step = scene.one_step()
-    figure, axes = plt.subplots(3, 3, figsize=(9.6, 10.4), sharex=True, sharey=True)
+    figure, axes = plt.subplots(3, 3, figsize=(8.8, 9.6), sharex=True, sharey=True)
     for number, (ax, part) in enumerate(zip(axes.flat, step.parts), start=1):
         draw_plane(ax, step, number)
         ax.set_title(f"{number}. ${part.symbol}$\n{written(part)}", fontsize=13, color=draw.LIT)
