@@ -227,7 +227,7 @@ LENGTHS = {2.0: (draw.INK, "-"), 10.0: (draw.GREY, "--"), 40.0: (draw.LIT, "-.")
 
 def long_pilots(curves, losses, runs):
     """The curve of tips, the quiz losses, and whole runs, by the length λ of the pilot. runs: {label: (λ, angles)}."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 5), width_ratios=(1.1, 1, 1))
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.8), width_ratios=(1.1, 1, 1))
     enlarged_curves(left, curves)
     for length, (colour, dashes) in LENGTHS.items():
         middle.plot(DEGREES, losses[length], dashes, color=colour, lw=2.5)
@@ -380,7 +380,7 @@ def plane_and_curve(step):
 def stills():
     """All nine parts in one picture."""
     step = scene.one_step()
-    figure, axes = plt.subplots(3, 3, figsize=(8.8, 9.6), sharex=True, sharey=True)
+    figure, axes = plt.subplots(3, 3, figsize=(8.4, 9.2), sharex=True, sharey=True)
     for number, (ax, part) in enumerate(zip(axes.flat, step.parts), start=1):
         draw_plane(ax, step, number)
         ax.set_title(f"{number}. ${part.symbol}$\n{written(part)}", fontsize=13, color=draw.LIT)

@@ -121,22 +121,21 @@ PARTS = [
         symbol="z_T",
         equation="z_T = (0, ρ u(θ_T)·x)",
         key="teacher_logits",
-        means="Two logits for each of the 24 training points. They depend on the teacher's angle alone.",
+        means="Two logits for each of the 24 training points. Only the teacher's angle matters.",
     ),
     Part(
         name="the inner loss",
         symbol="L_S",
         equation="L_S = α T² KL + (1 − α) CE",
         key="inner_loss",
-        means="How far the student is from its teacher, and from the labels. Anywhere on the red line a student would "
-        "have the same inner loss.",
+        means="How far the student is from its teacher, and from the labels. All students on the red line have this loss.",
     ),
     Part(
         name="the pilot gradient",
         symbol=r"\nabla L_S",
         equation="∇L_S at θ_S",
         key="pilot_gradient",
-        means="The way up the inner loss. The step will go the other way.",
+        means="The way up the inner loss. The step goes the other way.",
     ),
     Part(
         name="the pilot update",
@@ -150,8 +149,7 @@ PARTS = [
         symbol="L_q",
         equation="L_q = CE(f(x_q; θ′_S), y_q)",
         key="quiz_loss_after",
-        means="The copy sits the quiz: 60 points that no student trains on. Anywhere on the red line a copy would have "
-        "the same quiz loss.",
+        means="The copy sits the quiz: 60 points that no student trains on. All copies on the red line have this loss.",
     ),
     Part(
         name="the quiz gradient",
@@ -165,8 +163,8 @@ PARTS = [
         symbol=r"\frac{\partial\theta'_S}{\partial\theta_T}",
         equation="∂θ′_S/∂θ_T = −λ ∂²L_S/∂θ_T∂θ_S",
         key="velocity",
-        means="Each teacher sends the copy to its own place on the closed curve. The arrow says where the copy would go, "
-        "and how fast, if the teacher's angle grew.",
+        means="Each teacher sends the copy to its own place on the closed curve. The arrow: where the copy would go, and "
+        "how fast, if the teacher's angle grew.",
         unit="per radian",
     ),
     Part(
@@ -174,7 +172,7 @@ PARTS = [
         symbol=r"v\cdot\frac{\partial\theta'_S}{\partial\theta_T}",
         equation="∇L_q at θ_T = v · ∂θ′_S/∂θ_T",
         key="meta_gradient",
-        means="The two arrows multiplied, and the slope of the tangent. Positive: if the teacher's angle grew, the copy "
+        means="v times the velocity of the copy; the slope of the tangent. Positive: if the teacher's angle grew, the copy "
         "would do worse on the quiz.",
         unit="per radian",
     ),
