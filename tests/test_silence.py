@@ -54,6 +54,13 @@ def test_an_operation_that_is_differentiable_once_is_refused(student):
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_a_loss_with_such_an_operation_is_refused_too(mode):
+    with pytest.raises(ValueError, match="differentiated twice"):
+        settings = {"pilot_lr": 0.3, "mode": mode, "loss": lambda z_S, z_T, labels: Square.apply(z_S - z_T).mean()}
+        meta_gradient(network(), network(), exam(5), exam(4), **settings)
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_under_autocast_the_numbers_are_those_without_its_cache(mode):
     """Around a loop, with an evaluation before it, which fills the cache with copies of the weights without a graph."""
     ends = []
