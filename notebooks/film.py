@@ -52,16 +52,17 @@ def film(frames, path):
 
 
 BOXES = {  # name in the diagram: place of its middle, text, role in draw.LOOKS or None
-    "teacher": ((0.14, 0.74), "teacher $\\theta_T$", "teacher"),
-    "student": ((0.14, 0.24), "student $\\theta_S$", "metadistil"),
-    "copy": ((0.5, 0.24), "its copy $\\theta'_S$\nafter the pilot update", None),
-    "quiz": ((0.86, 0.24), "quiz loss\n$L_q(\\theta'_S)$", None),
+    "teacher": ((0.21, 0.74), "teacher $\\theta_T$", "teacher"),
+    "student": ((0.21, 0.22), "student $\\theta_S$", "metadistil"),
+    "copy": ((0.57, 0.22), "its copy $\\theta'_S$\nafter the pilot update", None),
+    "quiz": ((0.90, 0.22), "quiz loss\n$L_q(\\theta'_S)$", None),
 }
 ARROWS = [  # where it begins and ends, text, where the text stands, colour
-    ((0.215, 0.24), (0.37, 0.24), "1  one gradient\nstep on a batch", (0.292, 0.39), draw.INK),
-    ((0.63, 0.24), (0.79, 0.24), "2  sits\nthe quiz", (0.71, 0.39), draw.INK),
-    ((0.86, 0.38), (0.225, 0.80), "3  the quiz loss flows back, through the gradient step itself", (0.56, 0.90), draw.LIT),
-    ((0.14, 0.64), (0.14, 0.35), "4  the student learns from\nthe improved teacher", (0.16, 0.55), draw.INK),
+    ((0.285, 0.22), (0.45, 0.22), "1  one gradient\nstep on a batch ...", (0.365, 0.08), draw.INK),
+    ((0.26, 0.64), (0.36, 0.25), "... towards the\nteacher's answers", (0.40, 0.52), draw.INK),
+    ((0.69, 0.22), (0.835, 0.22), "2  sits\nthe quiz", (0.76, 0.36), draw.INK),
+    ((0.90, 0.36), (0.295, 0.80), "3  the quiz loss flows back, through the gradient step itself", (0.62, 0.90), draw.LIT),
+    ((0.19, 0.64), (0.19, 0.34), "4  the student learns\nfrom the improved\nteacher", (0.085, 0.50), draw.INK),
 ]  # fmt: skip
 
 
@@ -77,7 +78,7 @@ def diagram():
     for start, end, text, (x, y), colour in ARROWS:
         bend = "angle3,angleA=90,angleB=0" if colour == draw.LIT else "arc3"
         draw.arrow(ax, start, end, connectionstyle=bend, color=colour, lw=2.5)
-        ax.text(x, y, text, ha="left" if x < 0.2 else "center", va="center", fontsize=11, color=colour)
+        ax.text(x, y, text, ha="center", va="center", fontsize=11, color=colour)
     return figure
 
 
