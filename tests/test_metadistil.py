@@ -570,3 +570,9 @@ def test_a_frozen_teacher_hears_the_quiz_and_the_student_learns_as_in_kd():
             real_update(student, teachers, batch, optimizer)
         results.append(list(student.parameters()))
     assert all(map(torch.equal, *results))
+
+
+def test_as_many_gradients_as_parameters():
+    teacher = nn.Linear(3, 2)
+    with pytest.raises(ValueError, match="zip"):
+        metadistil.meta_update(teacher, [torch.ones(2, 3)], torch.optim.SGD(teacher.parameters(), 0.1))
