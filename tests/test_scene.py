@@ -171,8 +171,6 @@ def test_a_wrong_formula_would_be_seen(browser, tmp_path):
         (tmp_path / "wrong.html").write_text(text.replace(right, wrong), encoding="utf-8")
         browser.get((tmp_path / "wrong.html").as_uri())
         assert differences(browser) > 1e-3
-    with pytest.raises(AssertionError):
-        assert differences(browser) < 1e-9
 
 
 def shown(page):
