@@ -3,12 +3,12 @@
 import itertools
 import types
 
+import methods
 import pytest
 import torch
 from conftest import shaken
 
 import metadistil
-import methods
 import models
 import train
 

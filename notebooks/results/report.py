@@ -37,9 +37,10 @@ LINES = {  # of the study "noise": a line of its tables -> row without share, mo
     "kd from the teacher tuned on the quiz": ("tuned-kd", "student kd", KD._replace(marker="^", line="-.")),
     "student on the quiz alone": ("quiz-alone", "student finetune", FINETUNE._replace(marker="x", line="-.")),
 }
+ALONE = "train-size-1-batch-size-32-epochs-75"  # the row of the reviews that trains on the quiz alone
 ANSWERS = {  # a line of `answer` -> study, its rows: of kd, of MetaDistil, of the two rivals that use the same quiz
     "built-in reviews, no label wrong": ("right", "plain", "metadistil"),
-    "built-in reviews, 40% wrong": ("reviews", "plain", "metadistil", "train-size-1-batch-size-32-epochs-75", "tuned-kd"),
+    "built-in reviews, 40% wrong": ("reviews", "plain", "metadistil", ALONE, "tuned-kd"),
     "SST-2, from scratch": ("scratch", "plain", "plain"),
     "SST-2, pretrained": ("improving", "plain", "plain"),
     "SST-2, pretrained, 0% wrong": ("noise", "plain-0", "metadistil-0", "quiz-alone", "tuned-kd-0"),
@@ -111,16 +112,20 @@ def difference(ours, theirs):
     return f"{verdict(ours, theirs)}, {train.paired_difference(ours, theirs)}"
 
 
+def said(how, *found, missing=""):
+    """What `how` says of these scores; `missing` where some were not run."""
+    return how(*found) if all(map(len, found)) else missing
+
+
 # ---- What the template asks for
 
 
-def compare(words, said=difference):
+def compare(words, how=difference):
     """Of words like "STUDY ROW TITLE / ROW TITLE": the first model less the second, seed by seed."""
     ours, theirs = words.split(" / ")
     study, row, title = ours.split(maxsplit=2)
     other_row, other_title = theirs.split(maxsplit=1)
-    ours, theirs = scores(study, row, title), scores(study, other_row, other_title)
-    return said(ours, theirs) if len(ours) and len(theirs) else "not run"
+    return said(how, scores(study, row, title), scores(study, other_row, other_title), missing="not run")
 
 
 def change(words):
@@ -146,8 +151,7 @@ def so(claims):
 def mean(words):
     """Of words like "STUDY ROW TITLE": mean and deviation of its scores."""
     study, row, title = words.split(maxsplit=2)
-    found = scores(study, row, title)
-    return train.spread(found) if len(found) else "not run"
+    return said(train.spread, scores(study, row, title), missing="not run")
 
 
 def answer():
@@ -155,15 +159,13 @@ def answer():
     did to the teacher."""
     rows = [["", "kd", "kd less finetune", "metadistil", "quiz alone", "tuned teacher", "teacher after less before"]]
     for about, (study, plain, meta, *rivals) in ANSWERS.items():
-        kd = scores(study, plain, "student kd")
-        if len(kd) and on_record(study, meta):
-            finetune, before = scores(study, plain, "student finetune"), scores(study, plain, "teacher before")
-            after = scores(study, meta, "teacher after metadistil")
-            others = [scores(study, meta, "student metadistil")]
-            others += [scores(study, *of) for of in zip(rivals, ("student finetune", "student kd"))]
-            others += [[]] * (3 - len(others))
-            cells = [difference(student, kd) if len(student) else "" for student in others]
-            rows.append([about, train.spread(kd), difference(kd, finetune), *cells, difference(after, before)])
+        if on_record(study, plain, meta):
+            kd, finetune = scores(study, plain, "student kd"), scores(study, plain, "student finetune")
+            before, after = scores(study, plain, "teacher before"), scores(study, meta, "teacher after metadistil")
+            alone, tuned = rivals or (None, None)
+            others = [(meta, "student metadistil"), (alone, "student finetune"), (tuned, "student kd")]
+            less_kd = [said(difference, scores(study, *other), kd) for other in others]
+            rows.append([about, train.spread(kd), difference(kd, finetune), *less_kd, difference(after, before)])
     return train.layout(rows)
 
 
@@ -174,8 +176,7 @@ def settings_of(study):
 
 
 def of_line(setting, kind, title):
-    """The scores (seeds,) of a line of the study "noise" in one setting. A row without a setting, the quiz alone, serves
-    for each."""
+    """The scores (seeds,) of a line of the study "noise" in one setting; the quiz alone has one row for all settings."""
     found = scores("noise", f"{kind}-{setting}", title)
     return found if len(found) else scores("noise", kind, title)
 
@@ -184,18 +185,16 @@ def noise():
     """The study "noise", two tables: a column for each share of wrong labels, a line for each of LINES with its scores;
     then the students again, each less the kd of its share."""
     settings = settings_of("noise")
-    tables = [["score", *settings]], [["less kd", *settings]]
+    kd = [of_line(setting, *LINES["kd"][:2]) for setting in settings]
+    of_scores, of_differences = [["score", *settings]], [["less kd", *settings]]
     for label, (kind, title, look) in LINES.items():
-        found = {setting: of_line(setting, kind, title) for setting in settings}
-        cells = [train.spread(ours) if len(ours) else "" for ours in found.values()]
-        if any(cells):
-            tables[0].append([label, *cells])
-        if any(cells) and look and label != "kd":
-            kd = [of_line(setting, *LINES["kd"][:2]) for setting in settings]
-            pairs = zip(found.values(), kd)
-            less_kd = [train.paired_difference(ours, theirs) if len(ours) else "" for ours, theirs in pairs]
-            tables[1].append([label, *less_kd])
-    return "\n".join(map(train.layout, tables))
+        found = [of_line(setting, kind, title) for setting in settings]
+        if any(map(len, found)):
+            of_scores.append([label, *(said(train.spread, ours) for ours in found)])
+            if look and label != "kd":
+                less_kd = [said(train.paired_difference, *pair) for pair in zip(found, kd)]
+                of_differences.append([label, *less_kd])
+    return f"{train.layout(of_scores)}\n{train.layout(of_differences)}"
 
 
 def noise_rows():
@@ -221,7 +220,8 @@ def overview(words):
     """Of words like "STUDY" or "STUDY dev": a line for each row and each student in it.
 
     A student stands beside a kd of its size (within 1%, for vocabularies differ): the row's own kd, if the row has
-    another student, too; else the first row's. Teachers are shown in the row that trained them.
+    another student, too; else the first row's. Teachers are shown in the row that trained them: in others they took no
+    seconds.
     """
     study, *split = words.split()
     record, flags = results.read_found(), results.read_studies()[study]["rows"]
@@ -234,7 +234,7 @@ def overview(words):
         students = [title for title in models if title.startswith("student") and title != "student kd"]
         has_own = bool(students) and "student kd" in models
         kd = (models if has_own else first).get("student kd")
-        teachers = [title for title in models if title.endswith(" before") and was_trained(models[title])]
+        teachers = [title for title in models if title.endswith(" before") and any(models[title]["seconds"])]
         cells = [
             f"`{flags[row]}`",
             spread_of(models, ["student kd"] if has_own else [], *split),
@@ -248,11 +248,6 @@ def overview(words):
             table.append([cells[0], *ours, cells[1], cells[2], spread_of(models, after, *split), cells[3]])
             cells = ["", "", "", ""]  # what all students of a row share is said once
     return train.layout(table)
-
-
-def was_trained(model):
-    """Whether the row trained it; a teacher that a file brought has no seconds."""
-    return model["seconds"][0] != 0
 
 
 def spread_of(models, titles, split="test"):
@@ -309,10 +304,7 @@ def not_run():
     return ", ".join(f"`{study} {row}`" for study, row in rows)
 
 
-PARTS = {
-    part.__name__: part
-    for part in (answer, compare, change, so, mean, noise, noise_rows, command, overview, costs, not_run)
-}
+PARTS = (answer, change, command, compare, costs, mean, noise, noise_rows, not_run, overview, so)
 
 
 # ---- The page and its figures
@@ -341,8 +333,8 @@ def label_noise():
 
 
 def dynamics():
-    """Both students and the taught teacher on dev, after each epoch; means over the seeds, and a deviation to each side.
-    Left of the dotted line the students learn from labels alone."""
+    """Both students and the taught teacher on dev, after each epoch; means over the seeds, and a deviation to each
+    side. Left of the dotted line the students learn from labels alone."""
     draw.use_style()
     of_panels = {title: panel for title, panel in DYNAMICS.items() if on_record(*panel)}
     n_rows = -(-len(of_panels) // 3)
@@ -367,10 +359,10 @@ def page():
     """The template, filled in."""
 
     def fill(found):
-        name, words = found.groups()
-        words = words.strip()
-        return (PARTS[name](words) if words else PARTS[name]()).rstrip("\n")
+        part, words = parts[found[1]], found[2].strip()
+        return (part(words) if words else part()).rstrip("\n")
 
+    parts = {part.__name__: part for part in PARTS}
     template = (HERE / "template.md").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)(.*?)\}\}", fill, template, flags=re.DOTALL).rstrip() + "\n"
 
