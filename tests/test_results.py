@@ -89,9 +89,9 @@ def test_a_row_whose_teachers_are_gone_has_them_trained_again(tmp_path, monkeypa
     assert [json.loads(line)["row"] for line in results.FOUND.read_text().splitlines()] == rows
 
 
-@pytest.mark.parametrize("status, said, message", [(2, "a warning\ntrain.py: no", "status 2: train.py: no"),
-                                                   (-9, "", "status -9: no message"), (None, "", None)])  # fmt: skip
-def test_a_row_that_fails_is_named_and_no_other_begins(status, said, message, tmp_path, monkeypatch):
+@pytest.mark.parametrize("status, said, found", [(2, "a warning\ntrain.py: no", "status 2: train.py: no"),
+                                                 (-9, "", "status -9: no message"), (None, "", None)])  # fmt: skip
+def test_a_row_that_fails_is_named_and_no_other_begins(status, said, found, tmp_path, monkeypatch):
     begun = []
 
     def run(command, **_):
@@ -103,7 +103,7 @@ def test_a_row_that_fails_is_named_and_no_other_begins(status, said, message, tm
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(results, "FOUND", tmp_path / "results.jsonl")
     monkeypatch.setattr(results.subprocess, "run", run)
-    with pytest.raises(RuntimeError if status else KeyboardInterrupt, match=message):
+    with pytest.raises(RuntimeError if status else KeyboardInterrupt, match=found):
         results.run_study("noise", {str(n): "--methods kd" for n in range(50)}, 1)
     assert len(begun) < 50 and not results.FOUND.exists()
 
@@ -162,32 +162,24 @@ def test_every_command_of_studies_and_record_is_one_of_todays(study, monkeypatch
             python, script_then, *words = entry["command"].split()
             assert (python, script_then) == ("python", script) and accepted(script, words, monkeypatch) == given
             config = train.Config(**train.FILES | given)
-            _, *teachers = config.sources(0)
-            titles = [f"{teacher} before" for teacher in teachers]
-            for name in config.methods.split(","):
-                learns = train.METHODS[name].teacher == "learning"
-                titles += [f"student {name}", *(f"{teacher} after {name}" for teacher in teachers if learns)]
-            assert [*entry["models"]] == titles
             assert {len(model["seconds"]) for model in entry["models"].values()} == {config.seeds}
+            trained = [title.removeprefix("student ") for title in entry["models"] if title.startswith("student")]
+            taught = [title.split(" after ")[1] for title in entry["models"] if title.startswith("teacher after")]
+            assert trained == config.methods.split(",")
+            assert taught == [name for name in trained if train.METHODS[name].teacher == "learning"]
 
 
-def commands_on_the_page():
-    """Of every row on the page its flags, put together as a reader does: the study's command, the row's own flags, the
-    text of each word in capitals; TEACHER and SHARE stay."""
-    words, base = {}, ""
+def test_the_page_has_every_command_of_the_record(monkeypatch):
+    """As a reader puts it together: the study's command, a row's flags, the text of each word in capitals."""
+    words, base, printed = {}, "", []
     for line in PAGE.splitlines():
         if "`python train.py -" in line:
             words, base = {}, re.search(r"`python train.py (.*?)`", line)[1]
         words |= dict(re.findall(r"`([A-Z-]+)` = `(.*?)`", line))
-        for flags in re.findall(r"\| `((?:--|[A-Z]{2}).*?)` +\|", line):
-            yield re.sub(r"(?<!\S)[A-Z-]+(?!\S)", lambda word: words.get(word[0], word[0]), f"{base} {flags}")
-
-
-def test_the_page_has_every_command_of_the_record(monkeypatch):
-    printed = []
-    for flags in commands_on_the_page():
-        for share in ("0", "0.1", "0.2", "0.3", "0.4"):
-            printed.append(accepted("notebooks/methods.py", flags.replace("SHARE", share).split(), monkeypatch))
+        for row in re.findall(r"\| `((?:--|[A-Z]{2}).*?)` +\|", line):
+            flags = re.sub(r"(?<!\S)[A-Z-]+(?!\S)", lambda word: words.get(word[0], word[0]), f"{base} {row}")
+            for share in ("0", "0.1", "0.2", "0.3", "0.4"):
+                printed.append(accepted("notebooks/methods.py", flags.replace("SHARE", share).split(), monkeypatch))
     for (study, row), entry in results.read_found().items():
         first = next(iter(results.read_studies()[study]["rows"])).replace("SHARE", row.split("-")[-1])
         teacher = f"runs/results/{study}/{first}/seed{{seed}}/teacher-before.pt"
@@ -197,9 +189,8 @@ def test_the_page_has_every_command_of_the_record(monkeypatch):
 
 def test_ahead_level_behind_by_the_interval():
     theirs, noise = np.array([0.70, 0.72, 0.74]), np.array([0.001, -0.001, 0.0])
-    assert report.verdict(theirs + 0.02 + noise, theirs) == "ahead"
-    assert report.verdict(theirs - 0.02 + noise, theirs) == "behind"
-    assert report.verdict(theirs + noise + 0.0005, theirs) == "level"
+    moved = {shift: report.verdict(theirs + shift + noise, theirs) for shift in (0.02, -0.02, 0.0005)}
+    assert moved == {0.02: "ahead", -0.02: "behind", 0.0005: "level"}
     assert report.verdict(theirs[:1] + 0.01, theirs[:1]) == "ahead" and report.verdict(theirs, theirs) == "level"
 
 
@@ -212,13 +203,14 @@ def test_tables_figure_and_page_compare_with_kd_seed_by_seed(found, tmp_path, mo
     scores, differences = map(cells_of, report.noise().split("\n\n"))
     assert ["metadistil", train.spread(ours)] in scores and ["metadistil", less_kd[0]] in differences
     assert "student on the quiz alone" not in report.noise()
-    heading, plain, taught, other = cells_of(report.overview("noise"))
-    assert heading[1:7] == ["student", "score", "less kd", "kd", "teacher", "teacher after"]
+    _, plain, taught, other = cells_of(report.overview("noise"))
     assert plain[0] == "`--teacher micro --methods finetune,kd`" and plain[4:6] == [train.spread(kd), train.spread(before)]
     assert taught[1:6] == ["metadistil", train.spread(ours), less_kd[0], "", ""]  # neither kd nor teacher of its own
     assert other[1:4] == ["less-the-mean", train.spread(idea), less_kd[1]]
     drawn = {bars.get_label(): bars[0].get_ydata() for bars in report.label_noise().axes[1].containers}
     assert drawn["metadistil"] == pytest.approx(100 * (ours - kd).mean()) and drawn["kd"] == 0 and len(drawn) == 3
+    monkeypatch.setitem(STUDY, "rows", STUDY["rows"] | {"new": "--methods kd"})
+    assert report.not_run() == "`noise new`"
     asked = ["compare noise metadistil-0.4 student metadistil / plain-0.4 student kd", "mean noise plain-0.4 student kd",
              "change noise less-the-mean-0.4 student metadistil / plain-0.4 student kd", "mean noise plain-0 student kd",
              "compare noise shared-0.4 student metadistil / plain-0.4 student kd", "answer"]  # fmt: skip
@@ -248,43 +240,30 @@ def test_what_a_best_score_costs(monkeypatch):
     record = {("s", "plain"): {"warmup_epochs": 2, "models": {"student finetune": labels, KD: kd}},
               ("s", "metadistil"): {"warmup_epochs": 2, "models": {STUDENT: meta}}}  # fmt: skip
     monkeypatch.setattr(results, "read_found", lambda: record)
-    heading, row = cells_of(report.costs("s other"))
-    assert heading == ["", "finetune", "kd", "metadistil"]
+    _, row = cells_of(report.costs("s other"))
     assert row == ["s", "50.0, epoch 1, 10 s; –", "80.0, epoch 4, 60 s; 60 s", "90.0, epoch 5, 170 s; 120 s"]
 
 
-def test_the_page_comes_from_an_empty_file_and_has_every_study(tmp_path, monkeypatch):
+def test_the_page_comes_from_an_empty_file(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "HERE", tmp_path)
     (tmp_path / "figures").mkdir()
     (tmp_path / "RESULTS.md").touch()
     (tmp_path / "template.md").write_text(TEMPLATE, encoding="utf-8")
     report.write()
     assert (tmp_path / "RESULTS.md").read_text(encoding="utf-8") == PAGE
-    assert len(list((tmp_path / "figures").glob("*.png"))) == 2
-    for study in {study for study, _ in results.read_found()}:
-        assert "{{noise}}" in TEMPLATE if study == "noise" else f"{{{{overview {study}" in TEMPLATE
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"dynamics.png", "label_noise.png"}
     prose = re.sub(r"\{\{.*?\}\}|`.*?`", "", TEMPLATE, flags=re.DOTALL)
     assert not re.search(r"(?<!\w)[-+±]\d|± |\d\.\d", prose)  # numbers of results come from the record
 
 
-def test_rows_that_the_record_lacks_are_named(tmp_path, monkeypatch):
-    lines, gone = results.FOUND.read_text().splitlines(), ('"study": "reviews", "row": "plain"', '"study": "mrpc"')
-    (tmp_path / "results.jsonl").write_text("\n".join(line for line in lines if not any(row in line for row in gone)))
-    monkeypatch.setattr(results, "FOUND", tmp_path / "results.jsonl")
-    assert len(results.read_found()) == len(lines) - 2
-    assert "`reviews plain`" in report.not_run() and "`mrpc plain`" in report.page()
-    assert report.overview("mrpc dev") == "Not run." and "mrpc" not in report.costs("mrpc cola")
-    assert len([ax for ax in report.dynamics().axes if ax.get_title()]) == len(report.DYNAMICS) - 2
-
-
 def test_beside_every_gain_over_kd_are_its_rivals():
     """Where a table has a student ahead of kd, its section says what the same quiz does without MetaDistil."""
-    _, _, _, alone, tuned = report.ANSWERS["built-in reviews, 40% wrong"]
-    reviews = [f"reviews {rival} / plain student kd" for rival in (f"{alone} student finetune", f"{tuned} student kd")]
-    noise = [f"noise {rival} / plain-0.4 student kd" for rival in ("quiz-alone student finetune", "tuned-kd-0.4 student kd")]
-    rivals = dict.fromkeys(("reviews", "ideas"), list(map(report.change, reviews)))
-    rivals |= dict.fromkeys(("noise", "own-sst2"), list(map(report.change, noise)))
-    rivals["right"] = [report.mean("right plain student finetune"), report.mean(f"reviews {alone} student finetune")]
+    alone, tuned = f"{report.ALONE} student finetune", "tuned-kd student kd"
+    reviews = [report.change(f"reviews {rival} / plain student kd") for rival in (alone, tuned)]
+    alone, tuned = "quiz-alone student finetune", "tuned-kd-0.4 student kd"
+    noise = [report.change(f"noise {rival} / plain-0.4 student kd") for rival in (alone, tuned)]
+    right = [report.mean("right plain student finetune"), report.mean(f"reviews {report.ALONE} student finetune")]
+    rivals = {"reviews": reviews, "ideas": reviews, "right": right, "noise": noise, "own-sst2": noise}
     tables = {words.split()[0]: report.overview(words) for words in re.findall(r"\{\{overview (.*?)\}\}", TEMPLATE)}
     for study, table in (tables | {"noise": report.noise()}).items():
         [section] = [section for section in PAGE.split("\n## ") if table.strip() in section]
