@@ -142,9 +142,14 @@ KNOWN = {"train.py": {name: method for name, method in train.METHODS.items() if 
 
 
 def accepted(script, flags, monkeypatch):
-    """What a program makes of its flags; fails if it refuses them."""
+    """The configuration that a program makes of its flags; fails if it refuses one."""
     monkeypatch.setattr(train, "METHODS", KNOWN[script])
-    return train.checked(train.parse(flags))
+    given = train.parse(flags)
+    config = train.Config(**train.DEFAULTS["files"] | given)
+    for field in train.dataclasses.fields(config):
+        if field.name in given:
+            train.checked(field, given[field.name], train.checked_methods(config.methods))
+    return config
 
 
 @pytest.mark.parametrize("study", results.studies())
@@ -154,14 +159,13 @@ def test_every_command_of_studies_and_record_is_one_of_todays(study, monkeypatch
     rows, record = results.studies()[study], results.read_found()
     for row, flags in rows.items():
         script, *words = results.command_of(study, row, flags)
-        given = accepted(script, words, monkeypatch)
+        config = accepted(script, words, monkeypatch)
         taken = [other for other in rows if f"/{study}/{other}/" in flags]
         assert all(list(rows).index(other) < list(rows).index(row) for other in taken)
         if (study, row) in record:
             entry = record[study, row]
             python, script_then, *words = entry["command"].split()
-            assert (python, script_then) == ("python", script) and accepted(script, words, monkeypatch) == given
-            config = train.Config(**train.FILES | given)
+            assert (python, script_then) == ("python", script) and accepted(script, words, monkeypatch) == config
             assert {len(model["seconds"]) for model in entry["models"].values()} == {config.seeds}
             trained = [title.removeprefix("student ") for title in entry["models"] if title.startswith("student")]
             taught = [title.split(" after ")[1] for title in entry["models"] if title.startswith("teacher after")]
