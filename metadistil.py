@@ -102,8 +102,11 @@ def pilot_update(student, batch, teacher_outputs, pilot_lr, loss=kd_loss, create
     """
     inputs, labels = pair(batch)
     theta_S = {name: leaf(theta) for name, theta in student.named_parameters() if theta.requires_grad}
+    own = {*student.parameters()}
     with at(student, theta_S):
         student_outputs = forward(student, inputs)
+        if own & leaves(tensors_of(student_outputs)):
+            raise ValueError("expected a student that finds each parameter by its name, not in a list of its own")
         L_S = loss(student_outputs, teacher_outputs, labels)
         # create_graph keeps the graph from the gradient back to the teacher's outputs, which `second_order` needs.
         one = torch.ones_like(L_S, requires_grad=create_graph)  # lets `differentiable_twice` see the whole loss
@@ -300,13 +303,16 @@ def untouched(network, theta=()):
 
 
 def check(student, teachers: nn.ModuleList, mode):
-    """Raise ValueError if there is no such mode, no teacher, or a parameter that both student and teachers train."""
+    """Raise ValueError if there is no such mode, no teacher, a parameter that both student and teachers train, or an
+    Embedding with max_norm, which changes its weights in every forward pass."""
     if mode not in MODES:
         raise ValueError(f"expected mode to be one of {MODES}, found {mode!r}")
     if not teachers:
         raise ValueError("expected at least one teacher")
     if any(theta.requires_grad for theta in {*student.parameters()} & {*teachers.parameters()}):
         raise ValueError("expected a student and teachers that share no trainable parameter")
+    if any(getattr(module, "max_norm", None) for module in [*student.modules(), *teachers.modules()]):
+        raise ValueError("expected no Embedding with max_norm")
 
 
 def of_outputs_alone(loss, student, teachers):
@@ -317,8 +323,7 @@ def of_outputs_alone(loss, student, teachers):
         value = loss(*outputs_and_labels)
         outputs = [tensor for part in outputs_and_labels[:-1] for tensor in tensors_of(part)]
         parameters = {*student.parameters(), *teachers.parameters()}
-        leaves = {node.variable for node in graph_nodes([value], outputs) if hasattr(node, "variable")}
-        if leaves & parameters:
+        if parameters & leaves([value], outputs):
             raise ValueError("expected a loss of the outputs alone; let the networks return (logits, states, ...)")
         return value
 
@@ -335,6 +340,11 @@ def graph_nodes(tensors, stop_at=()):
             seen.add(node)
             yield node
             waiting += [following for following, _ in node.next_functions]
+
+
+def leaves(tensors, stop_at=()) -> set[Tensor]:
+    """The parameters and other leaves of the graph behind these tensors, stopping at the tensors of `stop_at`."""
+    return {node.variable for node in graph_nodes(tensors, stop_at) if hasattr(node, "variable")}
 
 
 def differentiable_twice(gradient):

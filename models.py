@@ -339,9 +339,11 @@ class Model(nn.Module):
         if not self.tokenizer:
             mean, deviation = torch.tensor(PIXELS, device=device)[:, :, None, None]  # (3, 1, 1) each
             return {"images": (torch.from_numpy(examples).to(device) / 255 - mean) / deviation}
-        encoded = [torch.from_numpy(self.encode(text)) for text in examples]  # (T, 3) each
-        padded = nn.utils.rnn.pad_sequence(encoded, batch_first=True)  # (B, T, 3)
-        ids, types, mask = padded.to(device).unbind(dim=2)
+        encoded = [self.encode(text) for text in examples]
+        padded = np.zeros((len(encoded), max(map(len, encoded)), 3), np.int32)  # (B, T, 3)
+        for n, tokens in enumerate(encoded):
+            padded[n, : len(tokens)] = tokens
+        ids, types, mask = torch.from_numpy(padded).to(device).unbind(dim=2)
         return {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
 
     def forward(self, examples, noisy=None):

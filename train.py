@@ -1,8 +1,8 @@
-"""The main job, `python train.py --task sst2`: train a teacher, then a student by each method; print what came of it.
+"""The main job, `python train.py --task sst2`: train a teacher, then a student by each method; print the results.
 
 Every student starts from the same weights and takes the same number of steps. The METHODS table says which labels each
-student sees. A run is a list of stages: for each seed the teachers, then the methods. On one machine, with as many
-processes and threads, the same command gives the same results, stopped and resumed or not.
+student sees. A run is a list of stages: for each seed the teachers, then the methods. On one machine, with the same
+numbers of processes and threads, a command gives the same results each time, stopped and resumed or not.
 """
 
 import argparse
@@ -77,17 +77,17 @@ meta_option = functools.partial(option, teachers=("learning",))
 
 @dataclasses.dataclass
 class Config:
-    """Everything a run depends on. Each field is a flag. None: not given; then run or task decide."""
+    """All settings of a run. Each field is a flag. None: not given; then the kind of run or the task decides."""
 
     task: str = option("the task", data.TASKS, "sst2")
     data: str = option("directory of the task's files, or 'builtin'", None, data.DEFAULT_DATA)
     quiz_size: int = option("training examples set aside for the quiz [one in ten; builtin: 300]", COUNT)
     train_size: int = option("train on a random subset of that many examples [all]", COUNT)
-    label_noise: float = option("share of the training labels to make wrong [0; builtin: 0.4]", SHARE)
-    noise: float = option("share of the students' training words turned into noise_word", SHARE, 0.0)
+    label_noise: float = option("share of labels made wrong, in train only [0; builtin: 0.4]", SHARE)
+    noise: float = option("share of train's words that students read as noise_word", SHARE, 0.0)
     teacher: str = option("preset, saved network or directory; several: A,B", None, "mini", "tiny", "mini", "resnet20")
     student: str = option("preset, saved network or directory", None, "tiny", "micro", "tiny", "resnet8")
-    student_layers: str = option("layers a student keeps of its saved network, from 0: 1,3,5 [all]")
+    student_layers: str = option("layers kept of the saved student, counting from 0: 1,3,5 [all]")
     dropout: float = option("share of units dropped while training", SHARE, 0.2, 0.1, 0.1, 0.0)
     methods: str = option("methods, separated by commas", None, "finetune,kd,metadistil")
     teacher_epochs: int = option("epochs of the teacher's own training, before it teaches", COUNT, 3, 40, 2, 8)
@@ -105,12 +105,12 @@ class Config:
     teacher_optimizer: str = meta_option(
         "the meta update's optimiser", OPTIMIZERS, "adamw", "adamw", "adamw", "momentum"
     )
-    quiz_batch_size: int = meta_option("quiz examples per step, as many of each class", COUNT, 64, 200, 64, 128)
+    quiz_batch_size: int = meta_option("quiz examples per step, balanced over classes", COUNT, 64, 200, 64, 128)
     meta_grad: str = meta_option("mode of meta_gradient", MODES, "second_order", "second_order", "second_order", "jvp")
     meta_every: int = meta_option("the teacher learns at every K-th step", COUNT, 1, 1, 1, 4)
-    learn_quiz: bool = meta_option("MetaDistil's students, too, train on the quiz's labels", None, False)
+    learn_quiz: bool = meta_option("train MetaDistil's students on the quiz's labels, too", None, False)
     seeds: int = option("do everything with seeds 0 to N-1", COUNT, 1)
-    precision: str = option("of matrix products; fp32 where there is no hardware for bf16", ("fp32", "bf16"), "fp32")
+    precision: str = option("type of matrix products; fp32 if the hardware lacks bf16", ("fp32", "bf16"), "fp32")
     out: str = option("the run's directory, new or empty [a new one under runs/]")
 
     def load(self, seed: int):
@@ -158,6 +158,8 @@ def resolved(config: Config) -> Config:
     for role in ("student", "teacher"):
         networks = getattr(config, role).split(",")
         paths = [source if source in models.PRESETS else os.path.abspath(source) for source in networks]
+        fits = all(networks) and "," not in "".join(paths)
+        expect(fits, f"--{role} {getattr(config, role)}: expected networks, none empty, no comma in a path")
         setattr(config, role, ",".join(paths))
     for field in dataclasses.fields(config):
         if not is_used(field, methods):
@@ -169,12 +171,12 @@ def resolved(config: Config) -> Config:
 
 
 def checked_methods(names: str) -> list["Method"]:
-    """The methods of these names. Raises InputError on a name that METHODS lacks, or that cannot be a file's."""
+    """The methods of these names. Raises InputError on a name that is not in METHODS, or cannot name a file."""
     for name in names.split(","):
         more = "" if PROGRAM == MORE_METHODS else f"; python {MORE_METHODS} has more, such as pkd"
         expect(name in METHODS, f"--methods {name}: expected some of {', '.join(METHODS)}{more}")
         fits = re.fullmatch(r"[\w.-]+", name) and not name.startswith("teacher")
-        expect(fits, f"--methods {name}: expected letters, digits, _, - and ., and a name that is not a teacher's")
+        expect(fits, f"--methods {name}: expected letters, digits, _, - and ., and not 'teacher' at the start")
     return [METHODS[name] for name in names.split(",")]
 
 
@@ -184,7 +186,7 @@ def is_used(field, methods) -> bool:
 
 
 def checked(field, value, methods):
-    """The value given for a field of Config, as one of its type. Raises InputError if it has another type, is out of
+    """The value given for a field of Config, in the field's type. Raises InputError if it has another type, is out of
     range, or if no method of the run uses it."""
     flag, valid = f"--{field.name.replace('_', '-')}", field.metadata["valid"]
     expect(is_used(field, methods), f"{flag}: no method of the run uses it")
@@ -201,7 +203,7 @@ def checked(field, value, methods):
 
 
 def bf16_in_hardware() -> bool:
-    """Whether the device multiplies in bfloat16. A processor that imitates it takes 10 to 17 times as long as fp32."""
+    """Whether the device multiplies in bfloat16. A processor that emulates it takes 10 to 17 times as long as fp32."""
     if DEVICE == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return any(able for name, able in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
@@ -215,8 +217,8 @@ class Method(NamedTuple):
 
     teacher: str  # "none"; "fixed"; or "learning": after the warm-up it learns, at every `meta_every`-th step
     quiz_labels: bool  # does the student train on the quiz's labels, too?
-    # loss(stage) -> L_S, a function (student_outputs, teacher_outputs or None, labels) -> scalar. Called last when
-    # a stage is built, so it may give the stage a state of its own (stage.changing) and parameters (add_param_group).
+    # loss(stage) -> L_S, a function (student_outputs, teacher_outputs or None, labels) -> scalar. Stage.__init__ calls
+    # it last, so it may add a state of its own (stage.changing) and parameters (stage.optimizer.add_param_group).
     loss: Callable
     # step(stage, batch, rows, k) takes training step k, after the warm-up, on the batch of these rows of train and quiz
     # -> {"loss": L_S, ...}, scalar tensors. An epoch's log has the mean loss and the last value of the others.
@@ -227,13 +229,14 @@ class Method(NamedTuple):
 
 
 def distil_step(stage, batch, rows, k):
-    """The teacher stays as it is: plain KD. In the warm-up, and without a teacher, the student learns labels alone."""
+    """Plain KD: the teacher does not change. In the warm-up and without a teacher, the student trains on labels only.
+    Here and in meta_step, metadistil.py sets the modes: students in train mode, teachers in eval mode."""
     teachers = stage.teachers if k >= stage.warmup_steps else []
     return {"loss": metadistil.real_update(stage.learner, teachers, batch, stage.optimizer, stage.loss)}
 
 
 def meta_step(stage, batch, rows, k):
-    """One turn of Algorithm 1. The last one of an epoch also measures the quiz loss before the pilot, for the log."""
+    """One iteration of Algorithm 1. The last in an epoch also measures the quiz loss before the pilot, for the log."""
     config = stage.config
     trace = {} if stage.is_logged(k) else None
     L_S, result = metadistil.metadistil_step(
@@ -325,8 +328,8 @@ class Seed:
         return model
 
     def take_over(self, network, saved, role):
-        """Load a saved model's weights into a fresh network. If its head was trained for other labels, the new head
-        keeps its random weights, and a note says so."""
+        """Load a saved model's weights into a fresh network. If the saved head is for other labels, the fresh one
+        stays random, and a note says so; a .pt for other labels cannot be a teacher: InputError."""
         weights, source = saved.network.state_dict(), self.sources[role]
         ours, theirs = (",".join(labels or []) for labels in (self.task.label_names, saved.labels))
         if saved.labels is None or ours.lower() != theirs.lower():
@@ -341,8 +344,8 @@ class Seed:
         network.load_state_dict(weights)
 
     def batch(self, rows, step=None):
-        """({"examples": ..., "noisy": ...}, labels (B,)) of rows of train and quiz. In a step of training, given by its
-        number, pictures are cropped."""
+        """({"examples": ..., "noisy": ...}, labels (B,)) of rows of train and quiz. step: the number of a training
+        step; its pictures are cropped."""
         inputs = {"examples": self.examples.examples[rows]}
         if self.task.columns:
             inputs["noisy"] = self.noisy.examples[rows]
@@ -351,7 +354,7 @@ class Seed:
         return inputs, torch.from_numpy(self.examples.labels[rows]).to(DEVICE)
 
     def scores(self, model, *splits) -> dict[str, float]:
-        """{"dev accuracy": 0.81, ...}: the task's metrics on those of the splits that have labels."""
+        """{"dev accuracy": 0.81, ...}: the task's metrics on the given splits, if they have labels."""
         found = {}
         for name in splits:
             split = getattr(self.task, name)
@@ -383,7 +386,7 @@ class Stage:
         self.rate = config.finetune_lr if is_teacher else config.student_lr
         epochs, warmup_epochs = config.epochs, config.warmup_epochs
         if is_teacher:
-            epochs, warmup_epochs = 0 if seed.sources[name].endswith(".pt") else config.teacher_epochs, 0
+            warmup_epochs, epochs = 0, 0 if seed.sources[name].endswith(".pt") else config.teacher_epochs
         self.warmup_steps = warmup_epochs * seed.steps_per_epoch
         self.total = self.warmup_steps + epochs * seed.steps_per_epoch
         self.teachers = [] if self.method.teacher == "none" else self.own_teachers(trial)
@@ -421,13 +424,13 @@ class Stage:
         return teachers
 
     def rows(self, k):
-        """The row numbers, in train and quiz, of step k's batch. All students take the same number of steps; so without
-        the quiz's examples a pass over the data ends before the epoch does."""
+        """The row numbers, in train and quiz, of step k's batch. An epoch has the same number of steps for every
+        student; without the quiz's examples, the next pass over the data begins within it."""
         number, n = divmod(k, self.steps_per_pass)
         return own_part(self.batches(number)[n])
 
     def quiz(self, k):
-        """The quiz batch of step k, with equally many examples of each class."""
+        """The quiz batch of step k, balanced over the classes."""
         rows = data.sample_quiz(self.task.quiz.labels, self.config.quiz_batch_size, self.seed.number, k)
         return self.seed.batch(own_part(len(self.task.train) + rows))
 
@@ -436,15 +439,16 @@ class Stage:
         return k % self.seed.steps_per_epoch + self.config.meta_every >= self.seed.steps_per_epoch
 
     def step(self, k) -> dict:
-        """Take the stage's step k -> the numbers that the method returns."""
-        since_warmup, schedule, rows = k - self.warmup_steps, SCHEDULES[self.config.schedule], self.rows(k)
+        """Set the rates, then take step k -> the scalar tensors that the method returns."""
+        schedule, rows = SCHEDULES[self.config.schedule], self.rows(k)
+        since_warmup = k - self.warmup_steps  # negative in the warm-up
         set_rate(self.optimizer, self.rate * schedule(k, self.total))
         if self.teacher_optimizer:
             share = schedule(max(0, since_warmup), self.total - self.warmup_steps)
             set_rate(self.teacher_optimizer, self.config.teacher_lr * share)
-        in_between = self.teacher_optimizer and since_warmup % self.config.meta_every
-        step = distil_step if since_warmup < 0 or in_between else self.method.step
-        return step(self, self.seed.batch(rows, k), rows, k)
+        skips_meta = self.teacher_optimizer and since_warmup % self.config.meta_every
+        take = distil_step if since_warmup < 0 or skips_meta else self.method.step
+        return take(self, self.seed.batch(rows, k), rows, k)
 
 
 def set_rate(optimizer, rate):
@@ -459,30 +463,31 @@ def set_rate(optimizer, rate):
 def train_stage(stage: Stage, earlier: list[dict]):
     """Train, from the stage's checkpoint if there is one; after each epoch score dev, log, and write a checkpoint; at
     the end save networks and scores. earlier: the log of the stages before."""
-    seed, generators = stage.seed, [torch.random, torch.cuda] if DEVICE == "cuda" else [torch.random]
+    seed = stage.seed
+    generators = [torch.random, torch.cuda] if DEVICE == "cuda" else [torch.random]
     torch.manual_seed(1000 + seed.number + 10**6 * RANK)  # for dropout
     done = {"format": models.FORMAT, "step": 0, "seconds": 0.0, "log": []}
     checkpoint = seed.file(f"{stage.name}.checkpoint")
     if checkpoint.exists():
-        with models.expecting(f"{checkpoint}: expected a whole checkpoint; without this file the stage begins anew"):
+        with models.expecting(f"{checkpoint}: expected a whole checkpoint; delete it to restart the stage"):
             done = models.read_whole(checkpoint)
             for part, state in zip(stage.changing, done.pop("changing"), strict=True):
                 part.load_state_dict(state)
             for generator, state in zip(generators, done.pop("rng")[RANK], strict=True):
                 generator.set_rng_state(state)
-    losses, last, shown = [], {}, -np.inf
+    losses, others, shown = [], {}, -np.inf
     for k in range(done["step"], stage.total):
         started = time.perf_counter()
         numbers = {name: value.item() for name, value in stage.step(k).items()}
         losses.append(numbers.pop("loss"))
-        last |= numbers
+        others |= numbers
         expect(np.isfinite(losses[-1]), f"{stage.name}, step {k + 1}: expected a finite loss; try a tenth of the rates")
         done |= {"step": k + 1, "seconds": done["seconds"] + time.perf_counter() - started}
         if (k + 1) % seed.steps_per_epoch == 0:
             where = {"seed": seed.number, "stage": stage.name, "epoch": (k + 1) // seed.steps_per_epoch, "step": k + 1}
             scores = {model.title: seed.scores(model, "dev") for model in stage.trained}
-            done["log"].append(where | {"loss": float(np.mean(losses))} | last | {"scores": scores})
-            losses, last = [], {}
+            done["log"].append(where | {"loss": float(np.mean(losses))} | others | {"scores": scores})
+            losses, others = [], {}
             lines = [f"{json.dumps(entry)}\n" for entry in earlier + done["log"]]
             write(Path(stage.config.out, "metrics.jsonl"), "".join(lines))
             changing = [part.state_dict() for part in stage.changing]
@@ -496,13 +501,13 @@ def train_stage(stage: Stage, earlier: list[dict]):
 
 def save(stage: Stage, done):
     """Save the stage's networks; score them on dev and, only now, on test; write the result, which ends the stage."""
-    results, main = {}, f"dev {stage.task.metrics[0]}"
+    results, metric = {}, f"dev {stage.task.metrics[0]}"
     for model in stage.trained:
         if RANK == 0:
             model.save(stage.seed.file(f"{model.title}.pt"))
         results[model.title] = {
             "scores": stage.seed.scores(model, "dev", "test"),
-            "by_epoch": [epoch["scores"][model.title][main] for epoch in done["log"]],
+            "by_epoch": [epoch["scores"][model.title][metric] for epoch in done["log"]],
             "parameters": sum(theta.numel() for theta in model.parameters()),
             "seconds": done["seconds"],  # of the whole stage, for a taught teacher as for its student
         }
@@ -510,7 +515,7 @@ def save(stage: Stage, done):
 
 
 def show(stage: Stage, done):
-    """Print a line of progress."""
+    """Print a progress line."""
     left = round(done["seconds"] / done["step"] * (stage.total - done["step"]))
     line = f"seed {stage.seed.number} {stage.name:<11} {done['step']}/{stage.total}  {left // 60}:{left % 60:02} left"
     for entry in done["log"][-1:]:
@@ -562,18 +567,18 @@ class Run(NamedTuple):
 
 
 def run(config: Config) -> Run:
-    """Do a whole run. Raises InputError, CheckpointError."""
+    """Carry out a whole run. Raises InputError, CheckpointError."""
     config = resolved(config)
     begun = begun_with(config)
     notes = try_out(config)
     config.out = claim(config)
-    write(Path(config.out, "begun.json"), json.dumps(begun, indent=2))
     write(Path(config.out, "config.json"), json.dumps(dataclasses.asdict(config), indent=2))
+    write(Path(config.out, "begun.json"), json.dumps(begun, indent=2))
     return go_on(config, notes)
 
 
 def resume(out) -> Run:
-    """Finish a stopped run, from its last checkpoint. Raises InputError if anything it depends on has changed."""
+    """Finish a stopped run, from its last checkpoint. Raises InputError if what begun_with lists has changed."""
     config, begun = read_run(out)
     checked_methods(config.methods)
     expect(config.precision == "fp32" or bf16_in_hardware(), f"{out}: begun in bf16; expected hardware for it")
@@ -657,7 +662,7 @@ def go_on(config: Config, notes) -> Run:
         seed = Seed(config, number)
         for name in stage_names(config):
             ended = seed.file(f"{name}.json")
-            if not from_all(ended.exists())[0]:  # the first decides: another may see a result it has just written
+            if not from_all(ended.exists())[0]:  # the first decides: it may write before others look
                 train_stage(Stage(seed, name), log)
             if RANK == 0:
                 ended.with_suffix(".checkpoint").unlink(missing_ok=True)
@@ -702,7 +707,7 @@ def interval(ours, theirs):
 
 
 def paired_difference(ours, theirs) -> str:
-    """Points: "+4.1 [+2.0, +6.2]", the mean and its 95% interval; with one seed "+4.1"."""
+    """In points: "+4.1 [+2.0, +6.2]", the mean and its 95% interval; with one seed "+4.1"."""
     mean, half = interval(ours, theirs)
     return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]" if len(ours) > 1 else f"{mean:+.1f}"
 
@@ -804,7 +809,7 @@ def command(arguments):
 
 
 def main(arguments: list[str] | None = None):
-    """Run the command line. User errors print one line and exit with status 2."""
+    """Run the command line. A user error prints one line and exits with status 2."""
     try:
         if SEVERAL:
             if DEVICE == "cuda":
@@ -820,7 +825,7 @@ def main(arguments: list[str] | None = None):
         if RANK == 0:
             print(f"{PROGRAM}: {error}", file=sys.stderr)
         else:
-            time.sleep(10)  # or torchrun may end the first process before it has said this
+            time.sleep(10)  # else torchrun may kill the first process before it prints
         sys.exit(2)
     except KeyboardInterrupt:
         if RANK == 0:
@@ -838,7 +843,7 @@ def from_terminal():
 
 
 for function in (torch.exp, torch.log, torch.tanh):
-    # So that numbers repeat: MKL chooses its code for each function at the first call. Two threads that call at once
+    # For repeatable results: MKL chooses its code for each function at the first call. Two threads that call at once
     # may be given a worse one (pytorch's issue 188792). Here one thread calls.
     function(torch.ones(1))
 

@@ -217,6 +217,14 @@ def chromium(profile, **preferences):
     return webdriver.Chrome(options, webdriver.ChromeService(driver))
 
 
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """One such Chromium for all tests that use it."""
+    found = chromium(tmp_path_factory.mktemp("profile"))
+    yield found
+    found.quit()
+
+
 def shaken(module, scale=0.1):
     """The module with random, non-zero, non-symmetric parameters: on tidy ones a wrong gradient can hide."""
     with torch.no_grad():
