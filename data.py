@@ -7,7 +7,6 @@ by default_rng([seed, purpose, ...]): 1 splits, 3 wrong labels, 4 batches, 5 qui
 
 import collections
 import re
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +19,6 @@ from torch.nn import functional as F
 BUILTIN = "builtin"  # stands for the reviews, where a directory is expected
 REVIEWS = Path(__file__).parent / "notebooks" / "reviews"  # written by notebooks/reviews.py
 DEFAULT_DATA = "data"
-BUILTIN_QUIZ_SIZE = 300
-BUILTIN_LABEL_NOISE = 0.4
 BUILTIN_BANNER = """=== builtin data ===  Film reviews from a small grammar: these numbers are not SST-2's.
 Wrong labels, as if by careless raters: {share:.0%} of the training set; none in quiz, dev and test.
 The real SST-2: python notebooks/fetch.py sst2; then the same command takes some 28 minutes.
@@ -59,13 +56,6 @@ class Split:
     def keys(self) -> list:
         """The examples in a form that a set can hold: sentences, pairs, or the bytes of pictures."""
         return list(self.examples) if self.examples.dtype == object else [bytes(one) for one in self.examples]
-
-    def checksum(self) -> int:
-        """Lets --resume detect changed data."""
-        of_sentences = self.examples.dtype == object
-        examples = repr(self.keys).encode() if of_sentences else self.examples.tobytes()
-        labels = b"" if self.labels is None else self.labels.tobytes()
-        return zlib.crc32(labels, zlib.crc32(examples))
 
 
 class Task(NamedTuple):
@@ -146,10 +136,9 @@ def load_task(name, data=DEFAULT_DATA, quiz_size=None, seed=0, *, train_size=Non
     kept = np.array([key not in held_out for key in train.keys])
     if not kept.all():
         notes.append(f"left out {(~kept).sum()} training examples that are in dev or test, too")
-    if quiz_size is None:
-        quiz_size = BUILTIN_QUIZ_SIZE if data == BUILTIN else len(train) // 10
-    if label_noise is None:
-        label_noise = BUILTIN_LABEL_NOISE if data == BUILTIN else 0.0
+    usual_quiz, usual_noise = (300, 0.4) if data == BUILTIN else (len(train) // 10, 0.0)
+    quiz_size = usual_quiz if quiz_size is None else quiz_size
+    label_noise = usual_noise if label_noise is None else label_noise
     train, quiz = carve(train[kept], quiz_size, train_size, seed)
     assert not {*train.keys} & {*quiz.keys} and not {*train.keys, *quiz.keys} & held_out, "the splits overlap"
     labels = list(files.labels.values())
@@ -160,6 +149,14 @@ def load_task(name, data=DEFAULT_DATA, quiz_size=None, seed=0, *, train_size=Non
     train.labels = flip_labels(train.labels, label_noise, len(labels), seed)
     return Task(name, data, files.texts, labels, len(labels) or 1, files.metrics, train, quiz, **splits,
                 label_noise=label_noise, notes=notes)  # fmt: skip
+
+
+def files_of(name, data) -> list[Path]:
+    """The files of the task `name` in the directory `data`."""
+    files = TASKS[name]
+    folder = REVIEWS if data == BUILTIN else Path(data, files.folder)
+    found = [path for path in folder.glob("*") if path.stem in files.names]
+    return sorted(found)
 
 
 def read_files(files: Files, folder: Path, task) -> dict[str, Split]:

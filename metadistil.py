@@ -1,18 +1,16 @@
 """MetaDistil: a teacher that learns to teach from how its student does on a quiz.
 
 Algorithm 1 of "BERT Learns to Teach: Knowledge Distillation with Meta Learning" (Zhou, Xu, McAuley, ACL 2022), for any
-`nn.Module`. The file has three parts: the losses, the algorithm in the paper's order, and helpers.
+`nn.Module`: the losses, the algorithm in the paper's order, then helpers. θ_S and θ_T are the parameters of student and
+teacher, θ′_S those of the student's copy after the pilot update; z_S and z_T logits; λ (`pilot_lr`), μ and η the rates
+of pilot, meta and real update; B the batch size, K the number of classes.
 
-Symbols: θ_S and θ_T (`theta_S`, `theta_T` in code) are the parameters of student and teacher; θ′_S (`theta_S_prime`)
-those of the student's copy after the pilot update; z_S and z_T logits; λ (`pilot_lr`), μ and η the rates of pilot, meta
-and real update, the last two set in the optimisers; B the batch size, K the number of classes.
-
-- `batch` and `quiz` are pairs (inputs, labels). The quiz is held out: the student never trains on it. Inputs are a
-  tensor, a tuple of arguments or a dict of arguments.
+- `batch` and `quiz` are pairs (inputs, labels), inputs a tensor, or a tuple or dict of arguments. The student never
+  trains on the quiz.
 - `teachers` is a Module, or a list or tuple of Modules whose outputs are averaged.
 - Outputs are what a network returns: logits (B, K), or a tuple (logits, states, ...).
-- `loss(student_outputs, teacher_outputs, labels)` is L_S; `quiz_loss(logits, labels)` is L_q. Both must return the mean
-  over the examples. To change their settings, use functools.partial: `loss=partial(kd_loss, alpha=0.9)`.
+- `loss(student_outputs, teacher_outputs, labels)` is L_S, `quiz_loss(logits, labels)` is L_q: means over the examples.
+  For other settings: `loss=functools.partial(kd_loss, alpha=0.9)`.
 """
 
 from collections.abc import Mapping
@@ -87,8 +85,9 @@ def metadistil_step(
 ) -> tuple[Tensor, MetaGradient]:  # fmt: skip
     """One turn of Algorithm 1's loop: pilot update and quiz (both in `meta_gradient`), meta update of the teachers,
     real update of the student -> (L_S of the real update, the MetaGradient)."""
-    settings = {"pilot_lr": pilot_lr, "loss": loss, "quiz_loss": quiz_loss, "mode": mode, "trace": trace}
-    result = meta_gradient(student, teachers, batch, quiz, **settings)
+    result = meta_gradient(
+        student, teachers, batch, quiz, pilot_lr=pilot_lr, loss=loss, quiz_loss=quiz_loss, mode=mode, trace=trace
+    )
     meta_update(teachers, result.grads, teacher_optimizer)
     L_S = real_update(student, teachers, batch, student_optimizer, loss, trace)
     return L_S, result
@@ -103,8 +102,11 @@ def pilot_update(student, batch, teacher_outputs, pilot_lr, loss=kd_loss, create
     """
     inputs, labels = pair(batch)
     theta_S = {name: leaf(theta) for name, theta in student.named_parameters() if theta.requires_grad}
+    own = {*student.parameters()}
     with at(student, theta_S):
         student_outputs = forward(student, inputs)
+        if own & leaves(tensors_of(student_outputs)):
+            raise ValueError("expected a student that finds each parameter by its name, not in a list of its own")
         L_S = loss(student_outputs, teacher_outputs, labels)
         # create_graph keeps the graph from the gradient back to the teacher's outputs, which `second_order` needs.
         one = torch.ones_like(L_S, requires_grad=create_graph)  # lets `differentiable_twice` see the whole loss
@@ -144,7 +146,7 @@ def meta_gradient(
     check(student, teachers, mode)
     inputs, labels = pair(batch)
     loss, quiz_loss = (of_outputs_alone(function, student, teachers) for function in (loss, quiz_loss))
-    with modes_restored(teachers), replaced(teachers, clones(teachers.buffers())):
+    with untouched(teachers):
         z_T = teach(teachers, inputs)
         # The graph is cut here: the student's half delivers ∂L_q/∂z_T, and the teacher's half takes it from there.
         z_T_leaf = each_tensor(leaf, z_T)
@@ -239,7 +241,7 @@ def real_update(student, teachers, batch, student_optimizer, loss=kd_loss, trace
     teachers = as_list(teachers)
     teacher_outputs = None
     if teachers:
-        with torch.no_grad(), modes_restored(teachers):
+        with torch.no_grad(), untouched(teachers):
             teacher_outputs = teach(teachers, inputs)
     L_S = loss(student_outputs, teacher_outputs, labels)
     student_optimizer.zero_grad()
@@ -259,42 +261,12 @@ def real_update(student, teachers, batch, student_optimizer, loss=kd_loss, trace
 
 @contextmanager
 def at(student, theta):
-    """Inside this block the student uses `theta` instead of its parameters, in the mode of pilot and quiz. It is like
-    `torch.func.functional_call`, but for a whole block: with activation checkpointing, taking the gradient runs the
-    forward pass again, so that must happen inside, too. Buffers are cloned, so the student's own stay as they are."""
-    # Keyed by tensor, not by name: a tied parameter has several names and one replacement.
-    replacements = clones(student.buffers())
-    replacements |= {tensor: theta[name] for name, tensor in student.named_parameters() if name in theta}
-    with replaced(student, replacements), pilot_mode(student):
-        yield
-
-
-def clones(tensors) -> dict[Tensor, Tensor]:
-    """{tensor: its clone}."""
-    return {tensor: tensor.clone() for tensor in tensors}
-
-
-@contextmanager
-def replaced(network, replacements):
-    """Inside this block each tensor of the network that is a key of `replacements` is swapped for its value."""
-    held = []
-    for module in network.modules():
-        held += [(tensors, dict(tensors)) for tensors in (module._parameters, module._buffers)]
-    try:
-        for tensors, originals in held:
-            tensors.update({name: replacements.get(tensor, tensor) for name, tensor in originals.items()})
-        yield
-    finally:
-        for tensors, originals in held:
-            tensors.update(originals)
-
-
-@contextmanager
-def pilot_mode(student):
-    """The mode of pilot and quiz: no dropout, each BatchNorm as in the real update, and attention kernels that can be
-    differentiated twice, which torch's fused ones cannot."""
+    """Inside this block the student uses `theta` instead of its parameters, in the mode of pilot and quiz: no dropout,
+    each BatchNorm as in the real update, and attention kernels that can be differentiated twice, which torch's fused
+    ones cannot. It is like `torch.func.functional_call`, but for a whole block: with activation checkpointing, taking
+    the gradient runs the forward pass again, so that must happen inside, too."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    with modes_restored(student), sdpa_kernel(SDPBackend.MATH):
+    with untouched(student, theta), sdpa_kernel(SDPBackend.MATH):
         try:
             torch.backends.mha.set_fastpath_enabled(False)
             student.train()  # the student's own method: it may freeze a BatchNorm there
@@ -306,27 +278,41 @@ def pilot_mode(student):
 
 
 @contextmanager
-def modes_restored(network):
-    """Restores the train or eval mode of each module when the block ends."""
-    training = {module: module.training for module in network.modules()}
+def untouched(network, theta=()):
+    """Inside this block the network uses clones of its buffers and, where `theta` has one of that name, other
+    parameters. Afterwards its parameters, buffers and train or eval modes are as before."""
+    # Keyed by tensor, not by name: a tied parameter has several names and one replacement.
+    new = {buffer: buffer.clone() for buffer in network.buffers()}
+    new |= {tensor: theta[name] for name, tensor in network.named_parameters() if name in theta}
+    held = []
+    for module in network.modules():
+        held.append((module, module.training, dict(module._parameters), dict(module._buffers)))
     try:
+        for module, _, parameters, buffers in held:
+            module._parameters.update({name: new.get(tensor, tensor) for name, tensor in parameters.items()})
+            module._buffers.update({name: new.get(tensor, tensor) for name, tensor in buffers.items()})
         yield
     finally:
-        for module, was_training in training.items():
-            module.training = was_training
+        for module, training, parameters, buffers in held:
+            module.training = training
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
 
 
 # ---- Checks
 
 
 def check(student, teachers: nn.ModuleList, mode):
-    """Raise ValueError if there is no such mode, no teacher, or a parameter that both student and teachers train."""
+    """Raise ValueError if there is no such mode, no teacher, a parameter that both student and teachers train, or an
+    Embedding with max_norm, which changes its weights in every forward pass."""
     if mode not in MODES:
         raise ValueError(f"expected mode to be one of {MODES}, found {mode!r}")
     if not teachers:
         raise ValueError("expected at least one teacher")
     if any(theta.requires_grad for theta in {*student.parameters()} & {*teachers.parameters()}):
         raise ValueError("expected a student and teachers that share no trainable parameter")
+    if any(getattr(module, "max_norm", None) for module in [*student.modules(), *teachers.modules()]):
+        raise ValueError("expected no Embedding with max_norm")
 
 
 def of_outputs_alone(loss, student, teachers):
@@ -337,8 +323,7 @@ def of_outputs_alone(loss, student, teachers):
         value = loss(*outputs_and_labels)
         outputs = [tensor for part in outputs_and_labels[:-1] for tensor in tensors_of(part)]
         parameters = {*student.parameters(), *teachers.parameters()}
-        leaves = {node.variable for node in graph_nodes([value], outputs) if hasattr(node, "variable")}
-        if leaves & parameters:
+        if parameters & leaves([value], outputs):
             raise ValueError("expected a loss of the outputs alone; let the networks return (logits, states, ...)")
         return value
 
@@ -355,6 +340,11 @@ def graph_nodes(tensors, stop_at=()):
             seen.add(node)
             yield node
             waiting += [following for following, _ in node.next_functions]
+
+
+def leaves(tensors, stop_at=()) -> set[Tensor]:
+    """The parameters and other leaves of the graph behind these tensors, stopping at the tensors of `stop_at`."""
+    return {node.variable for node in graph_nodes(tensors, stop_at) if hasattr(node, "variable")}
 
 
 def differentiable_twice(gradient):
@@ -381,19 +371,15 @@ def averaged(name, gradient, examples: int) -> list[Tensor]:
 def forward(model, inputs):
     """The model's outputs: logits, or a tuple (logits, states, ...). Half-precision outputs, as autocast gives them,
     are converted to float32 for the losses. Raises ValueError for inputs or outputs of any other form."""
-    cache = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)  # a cached copy of the weights would miss the optimiser's last step
-    try:
-        if isinstance(inputs, Mapping):
-            outputs = model(**inputs)
-        elif isinstance(inputs, tuple):
-            outputs = model(*inputs)
-        elif isinstance(inputs, Tensor):
-            outputs = model(inputs)
-        else:
-            raise ValueError(f"expected inputs as a tensor, a tuple or a dict, found a {type(inputs).__name__}")
-    finally:
-        torch.set_autocast_cache_enabled(cache)
+    torch.clear_autocast_cache()  # it may hold the weights as they were before the optimiser's last step
+    if isinstance(inputs, Mapping):
+        outputs = model(**inputs)
+    elif isinstance(inputs, tuple):
+        outputs = model(*inputs)
+    elif isinstance(inputs, Tensor):
+        outputs = model(inputs)
+    else:
+        raise ValueError(f"expected inputs as a tensor, a tuple or a dict, found a {type(inputs).__name__}")
     outputs = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", outputs)
     if not all(isinstance(part, Tensor) for part in tensors_of(outputs)):
         raise ValueError(f"expected {type(model).__name__} to return logits, a tuple of tensors, or `logits` by name")
@@ -412,9 +398,8 @@ def teach(teachers, inputs):
 
 def mean_over_ranks(tensors, examples: int) -> list[Tensor]:
     """Averages each tensor over the processes of torch.distributed, weighted by how many examples each process has, so
-    that means over each process's examples become means over all examples. Without torch.distributed, the tensors as
-    they are. A tensor with a graph takes the averaged value but keeps its own graph. Since v is the same everywhere,
-    averaging the processes' meta-gradients then gives exactly that of the whole batch."""
+    that means over its examples become means over all examples. A tensor takes the averaged value but keeps its own
+    graph: v is the same everywhere, so the mean of the processes' meta-gradients is that of the whole batch."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return list(tensors)
     means = []
@@ -434,8 +419,7 @@ def mean_over_ranks(tensors, examples: int) -> list[Tensor]:
 def pair(batch):
     """(inputs, labels) of a batch or a quiz. Raises ValueError if it is not a pair."""
     if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
-        found = " and ".join(type(part).__name__ for part in batch) if isinstance(batch, (tuple, list)) else batch
-        raise ValueError(f"expected a pair (inputs, labels), labels a tensor, found {found!s:.80}")
+        raise ValueError(f"expected a pair (inputs, labels), labels a tensor, found a {type(batch).__name__}")
     return batch
 
 

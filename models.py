@@ -1,8 +1,6 @@
-"""The networks: a BERT-style encoder and the CIFAR ResNets, written out; one registry of them; models that read.
+"""The networks: a BERT-style encoder and the CIFAR ResNets; one registry of them; models that read raw sentences.
 
 Shapes: B sentences, T tokens, D the hidden width, h heads of width d = D / h, K classes; C channels, H by W pixels.
-A network is called with tensors by name and returns logits (B, K). A Model adds what a network needs to read raw
-sentences or pictures: its tokeniser. It can be saved to a file and loaded.
 """
 
 import contextlib
@@ -47,20 +45,18 @@ class EncoderConfig:
         return self.max_positions - self.position_offset
 
 
-SIZES = {  # layers, D
-    "micro": (1, 64),  # ours, for the built-in task
-    "tiny": (2, 128),  # the others: Turc et al. 2019, Devlin et al. 2019
-    "mini": (4, 256),
-    "base": (12, 768),
-    "large": (24, 1024),
-}
-ENCODERS = {
-    name: EncoderConfig(layers=layers, hidden=D, heads=D // 64, intermediate=4 * D)
-    for name, (layers, D) in SIZES.items()
-}
-ENCODERS["distilbert"] = EncoderConfig(layers=6, token_types=0, pooler="relu")
-ENCODERS["tinybert"] = EncoderConfig(layers=4, hidden=312, intermediate=1200)
-ENCODERS["roberta"] = EncoderConfig(max_positions=514, position_offset=2, token_types=1, layer_norm_eps=1e-5)
+def bert(layers, D) -> EncoderConfig:
+    """An encoder of the proportions that BERT's sizes share."""
+    return EncoderConfig(layers=layers, hidden=D, heads=D // 64, intermediate=4 * D)
+
+
+ENCODERS = {  # Turc et al. 2019 and Devlin et al. 2019; micro is ours, for the built-in task
+    "micro": bert(1, 64), "tiny": bert(2, 128), "mini": bert(4, 256), "base": bert(12, 768),
+    "large": bert(24, 1024),
+    "distilbert": EncoderConfig(layers=6, token_types=0, pooler="relu"),
+    "tinybert": EncoderConfig(layers=4, hidden=312, intermediate=1200),
+    "roberta": EncoderConfig(max_positions=514, position_offset=2, token_types=1, layer_norm_eps=1e-5),
+}  # fmt: skip
 
 
 class Block(nn.Module):
@@ -176,8 +172,7 @@ RESNETS |= {f"resnet{depth}x4": ResNetConfig(depth, (32, 64, 128, 256)) for dept
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """BatchNorm in the type of its weights, whatever autocast hands it: its forward-mode derivative has no
-    bfloat16."""
+    """BatchNorm in the type of its weights, under autocast, too: its forward-mode derivative has no bfloat16."""
 
     def forward(self, states):
         """(B, C, H, W) -> the same."""
@@ -295,15 +290,15 @@ def build(config, **changes) -> nn.Module:
 
 FORMAT = 3  # of saved files
 MAX_TOKENS = 128  # a longer sentence is cut
-CACHED = 100_000  # sentences whose ids are kept, some 30 MB
+CACHED = 100_000  # sentences whose ids are kept, some 45 MB
 PIXELS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))  # CIFAR-100's mean and deviation, pixels from 0 to 1
 
 
 def encode(tokenizer: Tokenizer, text) -> np.ndarray:
-    """The ids and the types of a sentence or pair, (2, T)."""
+    """The id, the type and the mask (1: no padding) of each token of a sentence or pair, (T, 3)."""
     pair = (text,) if isinstance(text, str) else text
     found = tokenizer.encode(*pair)
-    return np.array([found.ids, found.type_ids], np.int32)
+    return np.array([found.ids, found.type_ids, found.attention_mask], np.int32).T
 
 
 class Model(nn.Module):
@@ -322,9 +317,9 @@ class Model(nn.Module):
         self.reads_noise = False  # whether it reads `noisy` instead of `examples`
         # Not of `self`, which would then refer to itself and not be freed when it is no longer used.
         self.encode = functools.lru_cache(CACHED)(functools.partial(encode, tokenizer))
-        reads = KINDS[kind_of(network.config)].reads
-        if (reads == "sentences") != (tokenizer is not None):
-            raise ValueError(f"a network that reads {reads}: expected a tokeniser only where it reads sentences")
+        reads = "sentences" if self.columns else "pictures"
+        if KINDS[kind_of(network.config)].reads != reads or bool(tokenizer) != bool(self.columns):
+            raise ValueError(f"expected a network that reads {reads}, and a tokeniser only for sentences")
         if tokenizer:
             words = max(tokenizer.get_vocab().values()) + 1
             if words > network.config.vocab_size:
@@ -336,7 +331,7 @@ class Model(nn.Module):
         """The number of tokens of each example, (N,); 1 for a picture."""
         if not self.tokenizer:
             return np.ones(len(examples), int)
-        return np.array([self.encode(text).shape[1] for text in examples])
+        return np.array([len(self.encode(text)) for text in examples])
 
     def inputs(self, examples) -> dict[str, torch.Tensor]:
         """What the network takes: ids, types and mask (B, T), T the length of the longest; or images (B, 3, 32, 32)."""
@@ -345,13 +340,11 @@ class Model(nn.Module):
             mean, deviation = torch.tensor(PIXELS, device=device)[:, :, None, None]  # (3, 1, 1) each
             return {"images": (torch.from_numpy(examples).to(device) / 255 - mean) / deviation}
         encoded = [self.encode(text) for text in examples]
-        lengths = np.array([ids.shape[1] for ids in encoded])
-        both = np.zeros((2, len(encoded), lengths.max()), np.int32)
-        for n, ids in enumerate(encoded):
-            both[:, n, : lengths[n]] = ids
-        ids, types = torch.from_numpy(both).to(device)
-        real = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None]).to(device)  # (B, T)
-        return {"input_ids": ids, "token_type_ids": types, "attention_mask": real}
+        padded = np.zeros((len(encoded), max(map(len, encoded)), 3), np.int32)  # (B, T, 3)
+        for n, tokens in enumerate(encoded):
+            padded[n, : len(tokens)] = tokens
+        ids, types, mask = torch.from_numpy(padded).to(device).unbind(dim=2)
+        return {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
 
     def forward(self, examples, noisy=None):
         """B examples -> logits (B, K), or (logits, states) if `layers` are set. noisy: the same with word noise."""
@@ -384,7 +377,11 @@ class Model(nn.Module):
         if isinstance(examples, str):
             raise ValueError("predict: expected a list of sentences, found one sentence")
         for example in examples:
-            self.check(example)
+            if not self.fits(example):
+                expected = (
+                    " and ".join(self.columns) + ", in UTF-8" if self.columns else "a picture in bytes, (3, 32, 32)"
+                )
+                raise ValueError(f"expected {expected}, found {str(example)[:80]!r}")
         if not len(examples):
             return []
         texts = [tuple(example) if isinstance(example, list) else example for example in examples]
@@ -397,19 +394,15 @@ class Model(nn.Module):
             found.append((max(by_name, key=by_name.get), by_name))
         return found
 
-    def check(self, example):
-        """Raise ValueError if this is not an example of the model's kind."""
-        if self.columns:
-            parts = example if len(self.columns) > 1 and isinstance(example, (tuple, list)) else [example]
-            of_bytes = "[\ud800-\udfff]"  # what Python makes of bytes that are not UTF-8
-            fits = all(isinstance(part, str) and not re.search(of_bytes, part) for part in parts)
-            fits = fits and len(parts) == len(self.columns)
-            expected = f"{' and '.join(self.columns)}, in UTF-8"
-        else:
-            fits = isinstance(example, np.ndarray) and (example.shape, example.dtype) == ((3, 32, 32), np.uint8)
-            expected = "a picture in bytes, (3, 32, 32)"
-        if not fits:
-            raise ValueError(f"expected {expected}, found {str(example)[:80]!r}")
+    def fits(self, example) -> bool:
+        """Whether this is an example that the model can read."""
+        if not self.columns:
+            return isinstance(example, np.ndarray) and example.shape == (3, 32, 32) and example.dtype == np.uint8
+        texts = example if len(self.columns) > 1 and isinstance(example, (tuple, list)) else [example]
+        not_utf8 = "[\ud800-\udfff]"  # what Python makes of bytes that are not
+        return len(texts) == len(self.columns) and all(
+            isinstance(text, str) and not re.search(not_utf8, text) for text in texts
+        )
 
     def save(self, path):
         """Save it, so that `load` gives the same model."""
@@ -455,12 +448,9 @@ def write_whole(path: Path, content):
     else:
         file.write(content.encode())
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # of this process: another may write the same file
     try:
-        with part.open("wb") as whole:
-            whole.write(file.getbuffer())
-            whole.flush()
-            os.fsync(whole.fileno())
+        part.write_bytes(file.getbuffer())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -1,20 +1,18 @@
-"""The main job, `python train.py --task sst2`: train a teacher, then a student by each method; print what came of it.
+"""The main job, `python train.py --task sst2`: train a teacher, then a student by each method; print the results.
 
 Every student starts from the same weights and takes the same number of steps. The METHODS table says which labels each
-student sees. A run is a list of stages: for each seed the teachers, then the methods. On one machine, with as many
-processes and threads, the same command gives the same results, stopped and resumed or not.
+student sees. A run is a list of stages: for each seed the teachers, then the methods. On one machine, with the same
+numbers of processes and threads, a command gives the same results each time, stopped and resumed or not.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import functools
-import itertools
 import json
+import math
 import os
 import re
-import runpy
-import shlex
+import subprocess
 import sys
 import time
 import zlib
@@ -30,16 +28,15 @@ import data
 import metadistil
 import models
 from data import InputError, expect
+from metadistil import MODES
 from models import load  # noqa: F401  load("runs/NAME/seed0/student-kd.pt").predict(["NLP is fun."])
 
 PROGRAM = "train.py"  # in messages; a script that adds methods puts its own name here
 MORE_METHODS = "notebooks/methods.py"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Under torchrun RANK is this process's number, RANKS how many there are. Each computes its own part of every batch and
-# scores the whole dev and test. The first alone writes files and prints.
+# Under torchrun each process computes its own part of every batch. Only the first, RANK 0, writes files and prints.
 SEVERAL = "TORCHELASTIC_RUN_ID" in os.environ
 RANK, RANKS = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if SEVERAL else (0, 1)
-RANDOM = [torch.random, torch.cuda] if torch.cuda.is_available() else [torch.random]  # dropout draws from these
 SHOW_SECONDS = 5  # between two lines of progress
 
 # ---- 1. The configuration
@@ -59,18 +56,19 @@ def linear(step, total):
 
 
 def falls(step, total):
-    """The rate is divided by ten at 62.5%, at 75% and at 87.5% of the steps: RepDistiller's 150, 180 and 210 of 240
-    epochs (Tian et al. 2020)."""
+    """The rate is divided by ten at 62.5%, 75% and 87.5% of the steps, as in RepDistiller (Tian et al. 2020)."""
     return 0.1 ** sum(step >= share * total for share in (0.625, 0.75, 0.875))
 
 
 SCHEDULES = {"linear": linear, "falls": falls}  # (step, total) -> share of the rate
+KINDS_OF_RUN = ("files", "builtin", "pretrained", "pictures")
 
 
-def option(help, valid=None, teachers=("none", "fixed", "learning")):
-    """A field of Config. valid: a range, or a list of words. teachers: a method uses this option if its Method.teacher
-    is one of them."""
-    return dataclasses.field(default=None, metadata={"help": help, "valid": valid, "teachers": teachers})
+def option(help, valid=None, default=None, *others, teachers=("none", "fixed", "learning")):
+    """A field of Config. valid: a range, or a list of words. default: that of runs on files; others: those of the three
+    other kinds of run, if they differ. teachers: a method uses this option if its Method.teacher is one of them."""
+    defaults = dict(zip(KINDS_OF_RUN, [default, *(others or 3 * [default])], strict=True))
+    return dataclasses.field(default=None, metadata=dict(help=help, valid=valid, defaults=defaults, teachers=teachers))
 
 
 kd_option = functools.partial(option, teachers=("fixed", "learning"))
@@ -79,38 +77,40 @@ meta_option = functools.partial(option, teachers=("learning",))
 
 @dataclasses.dataclass
 class Config:
-    """Everything a run depends on. Each field is a flag. None: not given, so that DEFAULTS or the task decide."""
+    """All settings of a run. Each field is a flag. None: not given; then the kind of run or the task decides."""
 
-    task: str = option("the task", data.TASKS)
-    data: str = option("directory of the task's files, or 'builtin'")
+    task: str = option("the task", data.TASKS, "sst2")
+    data: str = option("directory of the task's files, or 'builtin'", None, data.DEFAULT_DATA)
     quiz_size: int = option("training examples set aside for the quiz [one in ten; builtin: 300]", COUNT)
     train_size: int = option("train on a random subset of that many examples [all]", COUNT)
-    label_noise: float = option("share of the training labels to make wrong [0; builtin: 0.4]", SHARE)
-    noise: float = option("share of the students' training words turned into noise_word", SHARE)
-    teacher: str = option("preset, saved network or directory; several: A,B")
-    student: str = option("preset, saved network or directory")
-    student_layers: str = option("layers a student keeps of its saved network, from 0: 1,3,5 [all]")
-    dropout: float = option("share of units dropped while training", SHARE)
-    methods: str = option("methods, separated by commas")
-    teacher_epochs: int = option("epochs of the teacher's own training, before it teaches", COUNT)
-    warmup_epochs: int = option("epochs of each student on labels alone", NOT_NEGATIVE)
-    epochs: int = option("epochs of each student after that", COUNT)
-    batch_size: int = option("training examples per step", COUNT)
-    finetune_lr: float = option("rate of the teacher's own training, before it teaches", POSITIVE)
-    student_lr: float = option("η, rate of the students", POSITIVE)
-    optimizer: str = option("optimiser of students, and of the teacher's own training", OPTIMIZERS)
-    schedule: str = option("schedule of all rates", SCHEDULES)
-    alpha: float = kd_option("α, weight of the soft term", SHARE)
-    temperature: float = kd_option("T, by which the logits are divided", POSITIVE)
-    pilot_lr: float = meta_option("λ, rate of the pilot update", POSITIVE)
-    teacher_lr: float = meta_option("μ, rate of the meta update, while it teaches", NOT_NEGATIVE)
-    teacher_optimizer: str = meta_option("optimiser of the meta update", OPTIMIZERS)
-    quiz_batch_size: int = meta_option("quiz examples per step, as many of each class", COUNT)
-    meta_grad: str = meta_option("how to compute the meta-gradient", metadistil.MODES)
-    meta_every: int = meta_option("the teacher learns at every K-th step", COUNT)
-    learn_quiz: bool = meta_option("MetaDistil's students, too, train on the quiz's labels")
-    seeds: int = option("do everything with seeds 0 to N-1", COUNT)
-    precision: str = option("of matrix products; fp32 where there is no hardware for bf16", ("fp32", "bf16"))
+    label_noise: float = option("share of labels made wrong, in train only [0; builtin: 0.4]", SHARE)
+    noise: float = option("share of train's words that students read as noise_word", SHARE, 0.0)
+    teacher: str = option("preset, saved network or directory; several: A,B", None, "mini", "tiny", "mini", "resnet20")
+    student: str = option("preset, saved network or directory", None, "tiny", "micro", "tiny", "resnet8")
+    student_layers: str = option("layers kept of the saved student, counting from 0: 1,3,5 [all]")
+    dropout: float = option("share of units dropped while training", SHARE, 0.2, 0.1, 0.1, 0.0)
+    methods: str = option("methods, separated by commas", None, "finetune,kd,metadistil")
+    teacher_epochs: int = option("epochs of the teacher's own training, before it teaches", COUNT, 3, 40, 2, 8)
+    warmup_epochs: int = option("epochs of each student on labels alone", NOT_NEGATIVE, 1, 5, 1, 1)
+    epochs: int = option("epochs of each student after that", COUNT, 2, 50, 1, 4)
+    batch_size: int = option("training examples per step", COUNT, 64, 128, 64, 128)
+    finetune_lr: float = option("rate of the teacher's own training", POSITIVE, 5e-4, 5e-4, 7e-5, 0.1)
+    student_lr: float = option("η, rate of the students", POSITIVE, 5e-4, 2e-3, 7e-5, 0.1)
+    optimizer: str = option("optimiser of all but the meta update", OPTIMIZERS, "adamw", "adamw", "adamw", "momentum")
+    schedule: str = option("schedule of all rates but λ", SCHEDULES, "linear", "linear", "linear", "falls")
+    alpha: float = kd_option("α, weight of the soft term", SHARE, 0.5, 0.9, 0.5, 0.9)
+    temperature: float = kd_option("T, by which the logits are divided", POSITIVE, 2.0, 2.0, 2.0, 4.0)
+    pilot_lr: float = meta_option("λ, rate of the pilot update", POSITIVE, 0.02, 0.1, 2e-3, 0.02)
+    teacher_lr: float = meta_option("μ, rate of the meta update", NOT_NEGATIVE, 1e-5, 5e-4, 1e-6, 2e-4)
+    teacher_optimizer: str = meta_option(
+        "the meta update's optimiser", OPTIMIZERS, "adamw", "adamw", "adamw", "momentum"
+    )
+    quiz_batch_size: int = meta_option("quiz examples per step, balanced over classes", COUNT, 64, 200, 64, 128)
+    meta_grad: str = meta_option("mode of meta_gradient", MODES, "second_order", "second_order", "second_order", "jvp")
+    meta_every: int = meta_option("the teacher learns at every K-th step", COUNT, 1, 1, 1, 4)
+    learn_quiz: bool = meta_option("train MetaDistil's students on the quiz's labels, too", None, False)
+    seeds: int = option("do everything with seeds 0 to N-1", COUNT, 1)
+    precision: str = option("type of matrix products; fp32 if the hardware lacks bf16", ("fp32", "bf16"), "fp32")
     out: str = option("the run's directory, new or empty [a new one under runs/]")
 
     def load(self, seed: int):
@@ -125,113 +125,85 @@ class Config:
         return {"student": student} | numbered
 
 
-FILES = {  # defaults of a run on a task's files; the other kinds take from here whatever they do not set
-    "task": "sst2", "data": data.DEFAULT_DATA, "noise": 0.0, "teacher": "mini", "student": "tiny", "dropout": 0.2,
-    "methods": "finetune,kd,metadistil", "teacher_epochs": 3, "warmup_epochs": 1, "epochs": 2, "batch_size": 64,
-    "quiz_batch_size": 64, "finetune_lr": 5e-4, "student_lr": 5e-4, "pilot_lr": 0.02, "teacher_lr": 1e-5,
-    "optimizer": "adamw", "schedule": "linear", "teacher_optimizer": "adamw", "alpha": 0.5, "temperature": 2.0,
-    "meta_grad": "second_order", "meta_every": 1, "learn_quiz": False, "seeds": 1, "precision": "fp32",
-}  # fmt: skip
-DEFAULTS = {  # for each kind of run, see kind_of_run
-    "files": FILES,
-    "builtin": FILES | {
-        "teacher": "tiny", "student": "micro", "dropout": 0.1, "teacher_epochs": 40, "warmup_epochs": 5, "epochs": 50,
-        "batch_size": 128, "quiz_batch_size": 200, "student_lr": 2e-3, "pilot_lr": 0.1, "teacher_lr": 5e-4,
-        "alpha": 0.9,
-    },
-    "pretrained": FILES | {
-        "dropout": 0.1, "teacher_epochs": 2, "epochs": 1, "finetune_lr": 7e-5, "student_lr": 7e-5, "pilot_lr": 2e-3,
-        "teacher_lr": 1e-6,
-    },
-    "pictures": FILES | {
-        "teacher": "resnet20", "student": "resnet8", "dropout": 0.0, "teacher_epochs": 8, "epochs": 4,
-        "batch_size": 128, "quiz_batch_size": 128, "finetune_lr": 0.1, "student_lr": 0.1, "teacher_lr": 2e-4,
-        "optimizer": "momentum", "schedule": "falls", "teacher_optimizer": "momentum", "alpha": 0.9,
-        "temperature": 4.0, "meta_grad": "jvp", "meta_every": 4,
-    },
-}  # fmt: skip
+DEFAULTS = {  # of each kind of run, by field
+    kind: {field.name: field.metadata["defaults"][kind] for field in dataclasses.fields(Config)}
+    for kind in KINDS_OF_RUN
+}
 
 
-def kind_of_run(config: Config, task: data.Task) -> str:
+def kind_of_run(config: Config) -> str:
     """The first that applies: pictures; pretrained, if a network is a directory; builtin; files."""
-    if not task.columns:
+    if not data.TASKS[config.task].texts:
         return "pictures"
     if any(source not in models.PRESETS and os.path.isdir(source) for source in config.sources(0).values()):
         return "pretrained"
-    return "builtin" if task.data == data.BUILTIN else "files"
-
-
-def method_names(config: Config) -> list[str]:
-    """The names of the run's methods. Raises InputError on one that METHODS lacks."""
-    names = str(config.methods).split(",")
-    for name in names:
-        more = "" if PROGRAM == MORE_METHODS else f"; python {MORE_METHODS} has more, such as pkd"
-        expect(name in METHODS, f"--methods {name}: expected some of {', '.join(METHODS)}{more}")
-        fits = re.fullmatch(r"[\w.-]+", name) and not name.startswith("teacher")
-        expect(fits, f"--methods {name}: expected letters, digits, _, - and ., and a name that is not a teacher's")
-    return names
-
-
-def is_used(config: Config, field) -> bool:
-    """Whether a method of the run uses this field of Config."""
-    return any(METHODS[name].teacher in field.metadata["teachers"] for name in method_names(config))
-
-
-def checked(given: dict) -> dict:
-    """The fields that are given, converted to their types. Raises InputError on a value of another type, out of its
-    range, or that no method of the run uses."""
-    config, found = Config(**FILES | given), {}
-    for field in dataclasses.fields(config):
-        if field.name in given:
-            value, flag = given[field.name], f"--{field.name.replace('_', '-')}"
-            expect(is_used(config, field), f"{flag}: no method of --methods {config.methods} uses it")
-            if isinstance(value, os.PathLike):
-                value = os.fspath(value)
-            with models.expecting(f"{flag} {value!r}: expected a value of type {field.type.__name__}", InputError):
-                found[field.name] = field.type(value)
-                expect(found[field.name] == value, f"found {found[field.name]}")
-            valid = field.metadata["valid"]
-            if field.type in (int, float):
-                low, high = valid
-                expect(low <= value <= high, f"{flag} {value}: expected a number from {low:g} to {high:g}")
-            elif valid:
-                expect(value in valid, f"{flag} {value}: expected one of {', '.join(valid)}")
-    return found
+    return "builtin" if config.data == data.BUILTIN else "files"
 
 
 def resolved(config: Config) -> Config:
-    """A complete configuration: checked, with the defaults of its kind of run and absolute paths. A field that no
-    method uses is None. Raises InputError."""
-    given = checked({name: value for name, value in vars(config).items() if value is not None})
-    config = Config(**FILES | given)
-    task = config.load(0)
-    of_task = {"quiz_size": len(task.quiz), "label_noise": task.label_noise}
-    config = Config(**DEFAULTS[kind_of_run(config, task)] | of_task | given)
+    """A complete configuration: checked, with the defaults of its kind of run and absolute paths, so that the run can
+    be resumed from anywhere. A field that no method uses is None. Raises InputError."""
+    given = {name: value for name, value in vars(config).items() if value is not None}
+    methods = checked_methods(str(given.get("methods", DEFAULTS["files"]["methods"])))
     for field in dataclasses.fields(config):
-        if not is_used(config, field):
-            setattr(config, field.name, None)
+        if field.name in given:
+            given[field.name] = checked(field, given[field.name], methods)
+    task = Config(**DEFAULTS["files"] | given).load(0)
     # load_task may have fallen back on the built-in reviews.
-    config.data = task.data if task.data == data.BUILTIN else os.path.abspath(task.data)
+    given["data"] = task.data if task.data == data.BUILTIN else os.path.abspath(task.data)
+    given |= {"quiz_size": len(task.quiz), "label_noise": task.label_noise}
+    config = Config(**DEFAULTS[kind_of_run(Config(**DEFAULTS["files"] | given))] | given)
     expect("," not in config.student, f"--student {config.student}: expected one network")
-    config.student, config.teacher = absolute_paths(config.student), absolute_paths(config.teacher)
     expect(task.columns or not config.noise, "--noise: expected a task of sentences")
+    for role in ("student", "teacher"):
+        networks = getattr(config, role).split(",")
+        paths = [source if source in models.PRESETS else os.path.abspath(source) for source in networks]
+        fits = all(networks) and "," not in "".join(paths)
+        expect(fits, f"--{role} {getattr(config, role)}: expected networks, none empty, no comma in a path")
+        setattr(config, role, ",".join(paths))
+    for field in dataclasses.fields(config):
+        if not is_used(field, methods):
+            setattr(config, field.name, None)
     if config.precision == "bf16" and not bf16_in_hardware():
         config.precision = "fp32"
         print("note: no hardware for bf16 here; computing in fp32")
     return config
 
 
-def absolute_paths(networks: str) -> str:
-    """The networks, with commas between, their paths made absolute, so that the run can be resumed from anywhere."""
-    found = networks.split(",")
-    for n, source in enumerate(found):
-        if source not in models.PRESETS and os.path.exists(source.replace("{seed}", "0")):
-            found[n] = os.path.abspath(source)
-    return ",".join(found)
+def checked_methods(names: str) -> list["Method"]:
+    """The methods of these names. Raises InputError on a name that is not in METHODS, or cannot name a file."""
+    for name in names.split(","):
+        more = "" if PROGRAM == MORE_METHODS else f"; python {MORE_METHODS} has more, such as pkd"
+        expect(name in METHODS, f"--methods {name}: expected some of {', '.join(METHODS)}{more}")
+        fits = re.fullmatch(r"[\w.-]+", name) and not name.startswith("teacher")
+        expect(fits, f"--methods {name}: expected letters, digits, _, - and ., and not 'teacher' at the start")
+    return [METHODS[name] for name in names.split(",")]
+
+
+def is_used(field, methods) -> bool:
+    """Whether one of the methods uses this field of Config."""
+    return any(method.teacher in field.metadata["teachers"] for method in methods)
+
+
+def checked(field, value, methods):
+    """The value given for a field of Config, in the field's type. Raises InputError if it has another type, is out of
+    range, or if no method of the run uses it."""
+    flag, valid = f"--{field.name.replace('_', '-')}", field.metadata["valid"]
+    expect(is_used(field, methods), f"{flag}: no method of the run uses it")
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    with models.expecting(f"{flag} {value!r}: expected a value of type {field.type.__name__}", InputError):
+        found = field.type(value)
+        expect(found == value, f"found {found}")
+    if field.type in (int, float):
+        low, high = valid
+        expect(low <= found <= high, f"{flag} {found}: expected a number from {low:g} to {high:g}")
+    elif valid:
+        expect(found in valid, f"{flag} {found}: expected one of {', '.join(valid)}")
+    return found
 
 
 def bf16_in_hardware() -> bool:
-    """Whether the device multiplies in bfloat16. A processor that imitates it takes 10 to 17 times as long as fp32."""
+    """Whether the device multiplies in bfloat16. A processor that emulates it takes 10 to 17 times as long as fp32."""
     if DEVICE == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return any(able for name, able in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
@@ -243,31 +215,28 @@ def bf16_in_hardware() -> bool:
 class Method(NamedTuple):
     """What makes a method. A script adds one by `METHODS["name"] = Method(...)`."""
 
-    # "none": there is no teacher. "fixed": it does not change. "learning": at every `meta_every`-th step after the
-    # warm-up `step` is taken, in which the teacher learns; at the others distil_step.
-    teacher: str
+    teacher: str  # "none"; "fixed"; or "learning": after the warm-up it learns, at every `meta_every`-th step
     quiz_labels: bool  # does the student train on the quiz's labels, too?
-    # loss(stage) gives L_S, a function (student_outputs, teacher_outputs, labels) -> scalar. Its teacher_outputs are
-    # None in the warm-up, and always where there is no teacher. It is called once per stage, last, so it may create a
-    # state of its own: append that to stage.changing; give its parameters to an optimiser by add_param_group.
+    # loss(stage) -> L_S, a function (student_outputs, teacher_outputs or None, labels) -> scalar. Stage.__init__ calls
+    # it last, so it may add a state of its own (stage.changing) and parameters (stage.optimizer.add_param_group).
     loss: Callable
-    # step(stage, batch, rows, k) takes training step k on the batch, whose examples have these row numbers in train and
-    # quiz, and returns {"loss": L_S, ...}, scalar tensors. The log has the mean loss of an epoch, and the last value of
-    # the others. It is not called in the warm-up.
+    # step(stage, batch, rows, k) takes training step k, after the warm-up, on the batch of these rows of train and quiz
+    # -> {"loss": L_S, ...}, scalar tensors. An epoch's log has the mean loss and the last value of the others.
     step: Callable
-    # states(student's configuration, network's configuration) gives the layers whose [CLS] states the network returns
-    # along with its logits; called for the student and for each teacher. None: networks return logits.
+    # states(student's configuration, network's configuration) -> the layers whose [CLS] states the network, student or
+    # teacher, returns along with its logits. None: networks return logits.
     states: Callable | None = None
 
 
 def distil_step(stage, batch, rows, k):
-    """The teacher stays as it is: plain KD. In the warm-up, and without a teacher, the student learns labels alone."""
+    """Plain KD: the teacher does not change. In the warm-up and without a teacher, the student trains on labels only.
+    Here and in meta_step, metadistil.py sets the modes: students in train mode, teachers in eval mode."""
     teachers = stage.teachers if k >= stage.warmup_steps else []
     return {"loss": metadistil.real_update(stage.learner, teachers, batch, stage.optimizer, stage.loss)}
 
 
 def meta_step(stage, batch, rows, k):
-    """One turn of Algorithm 1. The last one of an epoch also measures the quiz loss before the pilot, for the log."""
+    """One iteration of Algorithm 1. The last in an epoch also measures the quiz loss before the pilot, for the log."""
     config = stage.config
     trace = {} if stage.is_logged(k) else None
     L_S, result = metadistil.metadistil_step(
@@ -280,25 +249,22 @@ def meta_step(stage, batch, rows, k):
 
 
 def logits_loss(stage):
-    """L_S of kd: metadistil's kd_loss; for a regression, squared errors."""
-    config = stage.config
+    """L_S of kd: metadistil's kd_loss; for a regression, outputs (B, 1) and labels (B,), squared errors."""
+    alpha = stage.config.alpha
     if stage.task.label_names:
-        return functools.partial(metadistil.kd_loss, alpha=config.alpha, temperature=config.temperature)
-    return functools.partial(regression_kd_loss, alpha=config.alpha)
+        return functools.partial(metadistil.kd_loss, alpha=alpha, temperature=stage.config.temperature)
+
+    def squared_errors(student_outputs, teacher_outputs, labels):
+        hard = (student_outputs[:, 0] - labels).square().mean()
+        if teacher_outputs is None:
+            return hard
+        return alpha * (student_outputs - teacher_outputs).square().mean() + (1 - alpha) * hard
+
+    return squared_errors
 
 
-def regression_kd_loss(student_outputs, teacher_outputs, labels, alpha=0.5):
-    """kd_loss of a regression, outputs (B, 1), labels (B,): squared errors to teacher and labels -> scalar."""
-    hard = (student_outputs[:, 0] - labels).square().mean()
-    if teacher_outputs is None:
-        return hard
-    soft = (student_outputs - teacher_outputs).square().mean()
-    return alpha * soft + (1 - alpha) * hard
-
-
-# This table decides which labels each student sees (--learn-quiz adds the quiz's), and whether its teacher learns.
-# Before it teaches, every teacher is trained the way finetune trains a student, on the labels of train and quiz. So the
-# quiz is new to MetaDistil's student, but not to its teacher. Only the labels of train can be wrong (--label-noise).
+# Before it teaches, a teacher is trained as finetune trains a student, on the labels of train and quiz. So the quiz is
+# new to MetaDistil's student, but not to its teacher; --learn-quiz lets the student train on it, too.
 METHODS = {
     "finetune": Method("none", quiz_labels=True, loss=logits_loss, step=distil_step),
     "kd": Method("fixed", quiz_labels=True, loss=logits_loss, step=distil_step),
@@ -317,17 +283,17 @@ class Seed:
         self.task = config.load(number)
         self.sources = config.sources(number)
         self.examples = self.task.train + self.task.quiz  # train first, then quiz
-        self.noisy = None
+        self.noisy = self.examples  # what students read while they train
         if config.noise:
-            self.noisy = (data.noisy(self.task.train, config.noise, number) + self.task.quiz).examples
-        self.steps_per_epoch = -(-len(self.examples) // config.batch_size)
+            self.noisy = data.noisy(self.task.train, config.noise, number) + self.task.quiz
+        self.steps_per_epoch = math.ceil(len(self.examples) / config.batch_size)
         self.notes = []
         # The length of each example in the student's tokens, (N,): batches are made of similar lengths.
-        self.lengths = self.model("student").lengths(self.examples.examples if self.noisy is None else self.noisy)
+        self.lengths = self.model("student").lengths(self.noisy.examples)
 
     @functools.cached_property
     def tokenizer(self) -> str:
-        """The tokeniser of networks that begin without one, learnt from train and quiz; as JSON."""
+        """The tokeniser of presets, learnt from train and quiz; as JSON."""
         return data.train_tokenizer(self.examples.keys).to_str()
 
     def file(self, name) -> Path:
@@ -338,17 +304,15 @@ class Seed:
         """A fresh copy of the role's network, a preset or a saved one, always with the same initial weights. Raises
         InputError, CheckpointError."""
         config, task, source = self.config, self.task, self.sources[role]
-        saved = None if source in models.PRESETS else models.load(source)
-        shape = saved.network.config if saved else models.PRESETS[source]
-        reads = "sentences" if task.columns else "pictures"
-        expect(models.KINDS[models.kind_of(shape)].reads == reads, f"{source}: expected a network that reads {reads}")
-        tokenizer = None
         changes = {"num_labels": task.num_labels, "dropout": config.dropout}
-        if saved:
-            tokenizer = saved.tokenizer
-        elif task.columns:
-            tokenizer = Tokenizer.from_str(self.tokenizer)
-            changes["vocab_size"] = tokenizer.get_vocab_size()
+        if source in models.PRESETS:
+            saved, shape, tokenizer = None, models.PRESETS[source], None
+            if task.columns:
+                tokenizer = Tokenizer.from_str(self.tokenizer)
+                changes["vocab_size"] = tokenizer.get_vocab_size()
+        else:
+            saved = models.load(source)
+            shape, tokenizer = saved.network.config, saved.tokenizer
         torch.manual_seed(2 * self.number + list(self.sources).index(role))
         network = models.build(shape, **changes)
         if saved:
@@ -358,40 +322,39 @@ class Seed:
                 layers = [int(layer) for layer in config.student_layers.split(",")]
                 expect(min(layers) >= 0, "0 is the first")
                 network.keep_layers(layers)
-        model = models.Model(network, tokenizer, task.label_names, task.columns)
+        with models.expecting(source):
+            model = models.Model(network, tokenizer, task.label_names, task.columns)
         model.reads_noise = role == "student"
         return model
 
     def take_over(self, network, saved, role):
-        """Load a saved model's weights into a fresh network. If its head was trained for other labels, the new head
-        keeps its random weights, and a note says so."""
+        """Load a saved model's weights into a fresh network. If the saved head is for other labels, the fresh one
+        stays random, and a note says so; a .pt for other labels cannot be a teacher: InputError."""
         weights, source = saved.network.state_dict(), self.sources[role]
         ours, theirs = (",".join(labels or []) for labels in (self.task.label_names, saved.labels))
         if saved.labels is None or ours.lower() != theirs.lower():
             fits = role == "student" or not source.endswith(".pt")
-            expect(fits, f"{source}: expected a teacher with the labels {ours}, found {theirs or 'none'}")
+            expect(fits, f"{source}: expected a teacher of {ours or 'scores'}, found one of {theirs or 'scores'}")
             weights |= network.classifier.state_dict(prefix="classifier.")
-            if saved.labels:
-                note = f"{source} has a head for {theirs}; the task has {ours or 'scores'}. So it gets a new head"
+            if saved.labels is not None:
+                note = f"{source} gets a new head: its own is for {theirs or 'scores'}, the task has {ours or 'scores'}"
                 if len(saved.labels) == len(self.task.label_names):
-                    command = ["python", "notebooks/fetch.py", source, "--labels", ours]
-                    note += f"; if the labels mean the same: {shlex.join(command)}"
+                    note += f'; if the labels mean the same: python notebooks/fetch.py "{source}" --labels "{ours}"'
                 self.notes.append(note)
         network.load_state_dict(weights)
 
-    def batch(self, rows, crop=None):
-        """({"examples": ..., "noisy": ...}, labels (B,)) of rows of train and quiz. Pictures are cropped if `crop`, the
-        number of the step, is given."""
-        examples = self.examples.examples[rows]
-        if crop is not None and not self.task.columns:
-            examples = data.crop_and_mirror(examples, [self.number, 7, crop])
-        inputs = {"examples": examples}
-        if self.noisy is not None:
-            inputs["noisy"] = self.noisy[rows]
+    def batch(self, rows, step=None):
+        """({"examples": ..., "noisy": ...}, labels (B,)) of rows of train and quiz. step: the number of a training
+        step; its pictures are cropped."""
+        inputs = {"examples": self.examples.examples[rows]}
+        if self.task.columns:
+            inputs["noisy"] = self.noisy.examples[rows]
+        elif step is not None:
+            inputs["examples"] = data.crop_and_mirror(inputs["examples"], [self.number, 7, step])
         return inputs, torch.from_numpy(self.examples.labels[rows]).to(DEVICE)
 
     def scores(self, model, *splits) -> dict[str, float]:
-        """{"dev accuracy": 0.81, ...}: the task's metrics on those of the splits that have labels."""
+        """{"dev accuracy": 0.81, ...}: the task's metrics on the given splits, if they have labels."""
         found = {}
         for name in splits:
             split = getattr(self.task, name)
@@ -408,10 +371,9 @@ class Seed:
 
 
 class Stage:
-    """The training of one network, the `learner`. `name` is a method (the learner is a student), or a role such as
-    "teacher" (a teacher learns labels before it teaches). trial: a dry run before any training; its teachers are
-    untrained. The last weights count, of students and teachers, not those of the best epoch. Which network is in train
-    or eval mode when: metadistil.py."""
+    """The training of one network, the `learner`: a student, if `name` is a method; or the teacher of that name, which
+    learns labels before it teaches (one that comes as a .pt is trained already). We keep the last weights, not those of
+    the best epoch. trial: a dry run, before the teachers are trained."""
 
     def __init__(self, seed: Seed, name, trial=False):
         self.seed, self.name = seed, name
@@ -423,16 +385,11 @@ class Stage:
         self.learner.title = f"{name} before" if is_teacher else f"student {name}"
         self.rate = config.finetune_lr if is_teacher else config.student_lr
         epochs, warmup_epochs = config.epochs, config.warmup_epochs
-        if is_teacher:  # a teacher loaded from a .pt is already trained
-            epochs, warmup_epochs = 0 if seed.sources[name].endswith(".pt") else config.teacher_epochs, 0
+        if is_teacher:
+            warmup_epochs, epochs = 0, 0 if seed.sources[name].endswith(".pt") else config.teacher_epochs
         self.warmup_steps = warmup_epochs * seed.steps_per_epoch
         self.total = self.warmup_steps + epochs * seed.steps_per_epoch
-        self.teachers = []
-        if self.method.teacher != "none":
-            for role in list(seed.sources)[1:]:
-                teacher = seed.model(role) if trial else models.load(seed.file(f"{role} before.pt"))
-                teacher.title = f"{role} after {name}"
-                self.teachers.append(teacher)
+        self.teachers = [] if self.method.teacher == "none" else self.own_teachers(trial)
         for model in [self.learner, *self.teachers]:
             model.to(DEVICE).precision = config.precision
             if self.method.states:
@@ -440,57 +397,58 @@ class Stage:
         self.optimizer = OPTIMIZERS[config.optimizer](self.learner.parameters(), lr=0.0)
         self.teacher_optimizer = None
         self.trained = [self.learner]  # what is saved at the end
-        # What a checkpoint holds, as the first process has it. A method may append a state of its own: anything with
-        # state_dict and load_state_dict.
+        # What a checkpoint holds. A method may append a state of its own: anything with state_dict and load_state_dict.
         self.changing = [self.learner, self.optimizer]
         if self.method.teacher == "learning":
             theta_T = nn.ModuleList(self.teachers).parameters()
             self.teacher_optimizer = OPTIMIZERS[config.teacher_optimizer](theta_T, lr=0.0)
             self.trained += self.teachers
             self.changing += [*self.teachers, self.teacher_optimizer]
+        sees_quiz_labels = self.method.quiz_labels or config.learn_quiz
+        lengths = seed.lengths if sees_quiz_labels else seed.lengths[: len(self.task.train)]
+        self.steps_per_pass = math.ceil(len(lengths) / config.batch_size)
+        batches_of_pass = functools.partial(data.batches_of, lengths, config.batch_size, seed.number)
+        self.batches = functools.lru_cache(1)(batches_of_pass)
         of_logits = logits_loss(self)
         # L_q is kd's L_S without a teacher: of the logits and the labels alone.
         self.quiz_loss = lambda logits, labels: of_logits(logits, None, labels)
         self.loss = self.method.loss(self)
 
-    def batches(self):
-        """The row numbers, in train and quiz, of one training batch after another; pass after pass, without end. All
-        students take the same number of steps, so without the quiz's examples a pass is shorter than an epoch."""
-        sees_quiz_labels = self.method.quiz_labels or self.config.learn_quiz
-        lengths = self.seed.lengths if sees_quiz_labels else self.seed.lengths[: len(self.task.train)]
-        for number in itertools.count():
-            yield from data.batches_of(lengths, self.config.batch_size, self.seed.number, number)
+    def own_teachers(self, trial) -> list[models.Model]:
+        """Its own copies of the seed's teachers, trained before; in a trial untrained."""
+        teachers = []
+        for role in list(self.seed.sources)[1:]:
+            teacher = self.seed.model(role) if trial else models.load(self.seed.file(f"{role} before.pt"))
+            teacher.title = f"{role} after {self.name}"
+            teachers.append(teacher)
+        return teachers
+
+    def rows(self, k):
+        """The row numbers, in train and quiz, of step k's batch. An epoch has the same number of steps for every
+        student; without the quiz's examples, the next pass over the data begins within it."""
+        number, n = divmod(k, self.steps_per_pass)
+        return own_part(self.batches(number)[n])
 
     def quiz(self, k):
-        """The quiz batch of step k, as many examples of each class."""
+        """The quiz batch of step k, balanced over the classes."""
         rows = data.sample_quiz(self.task.quiz.labels, self.config.quiz_batch_size, self.seed.number, k)
         return self.seed.batch(own_part(len(self.task.train) + rows))
 
     def is_logged(self, k) -> bool:
         """For a step k at which the teacher learns: is it the last such step of its epoch?"""
-        epoch = k // self.seed.steps_per_epoch
-        return (k + self.config.meta_every) // self.seed.steps_per_epoch > epoch
+        return k % self.seed.steps_per_epoch + self.config.meta_every >= self.seed.steps_per_epoch
 
-    def epoch(self, k, losses, quiz_losses) -> dict:
-        """The line of metrics.jsonl for the epoch that step k ends."""
-        where = {"seed": self.seed.number, "stage": self.name, "epoch": (k + 1) // self.seed.steps_per_epoch}
-        scores = {model.title: self.seed.scores(model, "dev") for model in self.trained}
-        return where | {"step": k + 1, "loss": float(np.mean(losses))} | quiz_losses | {"scores": scores}
-
-    def state(self) -> dict:
-        """For a checkpoint: everything that changes, and each process's random state."""
-        return {
-            "changing": [part.state_dict() for part in self.changing],
-            "rng": from_all([generator.get_rng_state() for generator in RANDOM]),
-        }
-
-    def restore(self, saved) -> dict:
-        """Restore it from a checkpoint; return what else the checkpoint holds."""
-        for part, state in zip(self.changing, saved.pop("changing"), strict=True):
-            part.load_state_dict(state)
-        for generator, state in zip(RANDOM, saved.pop("rng")[RANK], strict=True):
-            generator.set_rng_state(state)
-        return saved
+    def step(self, k) -> dict:
+        """Set the rates, then take step k -> the scalar tensors that the method returns."""
+        schedule, rows = SCHEDULES[self.config.schedule], self.rows(k)
+        since_warmup = k - self.warmup_steps  # negative in the warm-up
+        set_rate(self.optimizer, self.rate * schedule(k, self.total))
+        if self.teacher_optimizer:
+            share = schedule(max(0, since_warmup), self.total - self.warmup_steps)
+            set_rate(self.teacher_optimizer, self.config.teacher_lr * share)
+        skips_meta = self.teacher_optimizer and since_warmup % self.config.meta_every
+        take = distil_step if since_warmup < 0 or skips_meta else self.method.step
+        return take(self, self.seed.batch(rows, k), rows, k)
 
 
 def set_rate(optimizer, rate):
@@ -503,40 +461,38 @@ def set_rate(optimizer, rate):
 
 
 def train_stage(stage: Stage, earlier: list[dict]):
-    """Train from the stage's checkpoint, if there is one. After each epoch score dev, log, and write a checkpoint; at
-    the end save the networks and the result. earlier: the log of the stages before."""
-    config, seed, schedule = stage.config, stage.seed, SCHEDULES[stage.config.schedule]
+    """Train, from the stage's checkpoint if there is one; after each epoch score dev, log, and write a checkpoint; at
+    the end save networks and scores. earlier: the log of the stages before."""
+    seed = stage.seed
+    generators = [torch.random, torch.cuda] if DEVICE == "cuda" else [torch.random]
     torch.manual_seed(1000 + seed.number + 10**6 * RANK)  # for dropout
-    done = {"step": 0, "seconds": 0.0, "log": []}
+    done = {"format": models.FORMAT, "step": 0, "seconds": 0.0, "log": []}
     checkpoint = seed.file(f"{stage.name}.checkpoint")
     if checkpoint.exists():
-        with models.expecting(f"{checkpoint}: expected a whole checkpoint; without this file the stage begins anew"):
-            done = stage.restore(models.read_whole(checkpoint))
-    losses, quiz_losses, shown = [], {}, -np.inf
-    for k, rows in enumerate(itertools.islice(stage.batches(), done["step"], stage.total), done["step"]):
+        with models.expecting(f"{checkpoint}: expected a whole checkpoint; delete it to restart the stage"):
+            done = models.read_whole(checkpoint)
+            for part, state in zip(stage.changing, done.pop("changing"), strict=True):
+                part.load_state_dict(state)
+            for generator, state in zip(generators, done.pop("rng")[RANK], strict=True):
+                generator.set_rng_state(state)
+    losses, others, shown = [], {}, -np.inf
+    for k in range(done["step"], stage.total):
         started = time.perf_counter()
-        since_warmup = k - stage.warmup_steps
-        rows = own_part(rows)
-        batch = seed.batch(rows, k)
-        set_rate(stage.optimizer, stage.rate * schedule(k, stage.total))
-        step = stage.method.step if since_warmup >= 0 else distil_step
-        if stage.teacher_optimizer and since_warmup >= 0:
-            share = schedule(since_warmup, stage.total - stage.warmup_steps)
-            set_rate(stage.teacher_optimizer, config.teacher_lr * share)
-            if since_warmup % config.meta_every:
-                step = distil_step
-        found = step(stage, batch, rows, k)
-        losses.append(found.pop("loss").item())
-        quiz_losses |= {name: value.item() for name, value in found.items()}
+        numbers = {name: value.item() for name, value in stage.step(k).items()}
+        losses.append(numbers.pop("loss"))
+        others |= numbers
         expect(np.isfinite(losses[-1]), f"{stage.name}, step {k + 1}: expected a finite loss; try a tenth of the rates")
         done |= {"step": k + 1, "seconds": done["seconds"] + time.perf_counter() - started}
         if (k + 1) % seed.steps_per_epoch == 0:
-            done["log"].append(stage.epoch(k, losses, quiz_losses))
-            losses, quiz_losses = [], {}
+            where = {"seed": seed.number, "stage": stage.name, "epoch": (k + 1) // seed.steps_per_epoch, "step": k + 1}
+            scores = {model.title: seed.scores(model, "dev") for model in stage.trained}
+            done["log"].append(where | {"loss": float(np.mean(losses))} | others | {"scores": scores})
+            losses, others = [], {}
             lines = [f"{json.dumps(entry)}\n" for entry in earlier + done["log"]]
-            write(Path(config.out, "metrics.jsonl"), "".join(lines))
-            if k + 1 < stage.total:
-                write(checkpoint, {"format": models.FORMAT} | done | stage.state())
+            write(Path(stage.config.out, "metrics.jsonl"), "".join(lines))
+            changing = [part.state_dict() for part in stage.changing]
+            random_states = from_all([generator.get_rng_state() for generator in generators])
+            write(checkpoint, done | {"changing": changing, "rng": random_states})
         if k + 1 == stage.total or time.monotonic() - shown >= SHOW_SECONDS:
             show(stage, done)
             shown = time.monotonic()
@@ -545,13 +501,13 @@ def train_stage(stage: Stage, earlier: list[dict]):
 
 def save(stage: Stage, done):
     """Save the stage's networks; score them on dev and, only now, on test; write the result, which ends the stage."""
-    results, main = {}, f"dev {stage.task.metrics[0]}"
+    results, metric = {}, f"dev {stage.task.metrics[0]}"
     for model in stage.trained:
         if RANK == 0:
             model.save(stage.seed.file(f"{model.title}.pt"))
         results[model.title] = {
             "scores": stage.seed.scores(model, "dev", "test"),
-            "by_epoch": [epoch["scores"][model.title][main] for epoch in done["log"]],
+            "by_epoch": [epoch["scores"][model.title][metric] for epoch in done["log"]],
             "parameters": sum(theta.numel() for theta in model.parameters()),
             "seconds": done["seconds"],  # of the whole stage, for a taught teacher as for its student
         }
@@ -559,7 +515,7 @@ def save(stage: Stage, done):
 
 
 def show(stage: Stage, done):
-    """Print a line of progress."""
+    """Print a progress line."""
     left = round(done["seconds"] / done["step"] * (stage.total - done["step"]))
     line = f"seed {stage.seed.number} {stage.name:<11} {done['step']}/{stage.total}  {left // 60}:{left % 60:02} left"
     for entry in done["log"][-1:]:
@@ -611,7 +567,7 @@ class Run(NamedTuple):
 
 
 def run(config: Config) -> Run:
-    """Do a whole run. Raises InputError, CheckpointError."""
+    """Carry out a whole run. Raises InputError, CheckpointError."""
     config = resolved(config)
     begun = begun_with(config)
     notes = try_out(config)
@@ -622,19 +578,21 @@ def run(config: Config) -> Run:
 
 
 def resume(out) -> Run:
-    """Finish a stopped run, from its last checkpoint. Raises InputError if anything it depends on has changed."""
+    """Finish a stopped run, from its last checkpoint. Raises InputError if what begun_with lists has changed."""
     config, begun = read_run(out)
-    method_names(config)
+    checked_methods(config.methods)
     expect(config.precision == "fp32" or bf16_in_hardware(), f"{out}: begun in bf16; expected hardware for it")
-    for what, now in begun_with(config).items():
-        expect(now == begun.get(what), f"{out}: {what} {now}, expected {begun.get(what)} as when the run began")
+    now = begun_with(config)
+    for what in begun | now:
+        same = now.get(what) == begun.get(what)
+        expect(same, f"{out}: {what} {now.get(what)}, expected {begun.get(what)} as when the run began")
     return go_on(config, [])
 
 
 def read_run(out) -> tuple[Config, dict]:
     """The configuration of a run, and what it began with. Flags added since then get their defaults. Raises
     CheckpointError."""
-    out = Path(out).expanduser().absolute()
+    out = Path(os.path.abspath(os.path.expanduser(out)))
     with models.expecting(f"{out}: expected a run of this version, with config.json and begun.json"):
         begun = json.loads((out / "begun.json").read_text())
         config = json.loads((out / "config.json").read_text())
@@ -643,35 +601,45 @@ def read_run(out) -> tuple[Config, dict]:
 
 def begun_with(config: Config) -> dict:
     """What must be the same for a run to go on. Opens each saved network of each seed. Raises CheckpointError."""
-    task = dataclasses.replace(config, train_size=None).load(0)
-    found = {"format": models.FORMAT, "kind": kind_of_run(config, task), "processes": RANKS}
-    found |= {"threads": torch.get_num_threads(), "device": DEVICE}
-    splits = [task.train, task.quiz, task.dev, task.test]
-    found[f"check sum of {task.data}"] = [split.checksum() for split in splits if split]
+    begun = {"format": models.FORMAT, "kind": kind_of_run(config), "processes": RANKS}
+    begun |= {"threads": torch.get_num_threads(), "device": DEVICE}
+    files = data.files_of(config.task, config.data)
     for source in {source for seed in range(config.seeds) for source in config.sources(seed).values()}:
         if source not in models.PRESETS:
             models.load(source)
-            found[f"check sum of {source}"] = zlib.crc32(models.saved_file(source).read_bytes())
-    return found
+            files.append(models.saved_file(source))
+    return begun | {f"check sum of {file}": zlib.crc32(file.read_bytes()) for file in files}
 
 
 def try_out(config: Config) -> list[str]:
-    """Build each stage of seed 0 and take one step of each kind, so that what cannot work fails before anything is
-    written -> notes for the user. Raises InputError, CheckpointError."""
+    """Build each stage of seed 0, one at a time, and take a step of each kind, so that what cannot work fails before
+    anything is written -> notes for the user. Raises InputError, CheckpointError."""
     seed = Seed(config, 0)
-    with torch.random.fork_rng():
-        for name in stage_names(config):
-            stage = Stage(seed, name, trial=True)
-            rows = own_part(next(stage.batches()))
-            batch = seed.batch(rows, 0)
-            with models.expecting(f"{name}: expected a first step that works", InputError):
-                distil_step(stage, batch, rows, k=-1)
-                distil_step(stage, batch, rows, stage.warmup_steps)
-                stage.method.step(stage, batch, rows, stage.warmup_steps)
-            for model in stage.trained:
-                with models.expecting(f"{name}: expected a network that can be rebuilt from its configuration"):
-                    models.build(model.network.config).load_state_dict(model.network.state_dict())
+    for name in stage_names(config):
+        with models.expecting(f"{name}: expected a first step that works", InputError):
+            try_stage(Stage(seed, name, trial=True))
     return [*seed.task.notes, *dict.fromkeys(seed.notes)]
+
+
+def try_stage(stage: Stage):
+    """Take a step of the warm-up, one of the method, and one at which the teacher does not learn, if there is such a
+    step. Raises any exception if that fails, or if a trained network cannot be loaded from a file."""
+    for k in (0, stage.warmup_steps, stage.warmup_steps + 1):
+        stage.step(k)
+    with models.expecting("expected a network that can be rebuilt from its configuration"):
+        for model in stage.trained:
+            models.build(model.network.config).load_state_dict(model.network.state_dict())
+
+
+def claim(config: Config) -> str:
+    """Make the run's directory: --out, new or empty, or runs/TASK-KIND-MMDD-HHMMSS. Raises InputError."""
+    out = config.out or time.strftime(f"runs/{config.task}-{kind_of_run(config)}-%m%d-%H%M%S")
+    out = from_all(os.path.abspath(os.path.expanduser(out)))[0]
+    free = from_all(not os.path.isdir(out) or not os.listdir(out))[0]  # the first process decides
+    expect(free, f"--out {out}: expected a new or empty directory; to go on with a run: --resume")
+    if RANK == 0:
+        os.makedirs(os.path.join(out, "seed0"))  # if two runs start at once, only one can create it
+    return out
 
 
 def stage_names(config: Config) -> list[str]:
@@ -680,43 +648,28 @@ def stage_names(config: Config) -> list[str]:
     return list(dict.fromkeys([*teachers, *config.methods.split(",")]))
 
 
-def claim(config: Config) -> str:
-    """Make the run's directory: --out, which must be new or empty, or runs/TASK-KIND-MMDD-HHMMSS. Raises InputError."""
-    kind = "builtin" if config.data == data.BUILTIN else "files"
-    out = from_all(config.out or time.strftime(f"runs/{config.task}-{kind}-%m%d-%H%M%S"))[0]
-    out = os.path.abspath(os.path.expanduser(out))
-    free = from_all(not os.path.isdir(out) or not os.listdir(out))[0]  # the first process decides
-    expect(free, f"--out {out}: expected a new or empty directory; to go on with a run: --resume")
-    if RANK == 0:
-        os.makedirs(os.path.join(out, "seed0"))  # if two runs start at once, only one can create it
-    return out
-
-
 def go_on(config: Config, notes) -> Run:
     """Train the stages that have no result yet, then print the table."""
-    out = Path(config.out)
+    out, log, results = Path(config.out), [], {}
     print(f"{out}/  {DEVICE}, {RANKS} process(es) of {torch.get_num_threads()} threads, {config.precision}")
+    begin = "the same torchrun with" if SEVERAL else "python"
+    print(f"if it is stopped, to go on: {begin} {PROGRAM} --resume {out}", flush=True)
     banner = data.BUILTIN_BANNER.format(share=config.label_noise)
     print(banner if config.data == data.BUILTIN else f"data: {config.data}")
     for note in notes:
         print(f"note: {note}")
-    log, results = [], {}
-    try:
-        for number in range(config.seeds):
-            seed = Seed(config, number)
-            for name in stage_names(config):
-                ended = seed.file(f"{name}.json")
-                if not from_all(ended.exists())[0]:  # the first decides: another may see a result it has just written
-                    train_stage(Stage(seed, name), log)
-                if RANK == 0:
-                    ended.with_suffix(".checkpoint").unlink(missing_ok=True)
-                found = json.loads(ended.read_text())
-                log += found["log"]
-                for title, of_seed in found["results"].items():
-                    results.setdefault(title, []).append(of_seed)
-    except KeyboardInterrupt:
-        command = "the same torchrun, with" if SEVERAL else f"python {PROGRAM}"
-        raise KeyboardInterrupt(f"stopped; to go on: {command} --resume {out}") from None
+    for number in range(config.seeds):
+        seed = Seed(config, number)
+        for name in stage_names(config):
+            ended = seed.file(f"{name}.json")
+            if not from_all(ended.exists())[0]:  # the first decides: it may write before others look
+                train_stage(Stage(seed, name), log)
+            if RANK == 0:
+                ended.with_suffix(".checkpoint").unlink(missing_ok=True)
+            found = json.loads(ended.read_text())
+            log += found["log"]
+            for title, of_seed in found["results"].items():
+                results.setdefault(title, []).append(of_seed)
     text = table(config, results)
     write(out / "table.md", text)
     print(f"\n{text}\n{out}/")
@@ -727,9 +680,9 @@ def go_on(config: Config, notes) -> Run:
 
 def load_all(out) -> dict[str, models.Model]:
     """{title: model} of the networks that a run has saved for seed 0, teachers first. Raises InputError."""
-    found = [models.load(path) for path in sorted(Path(out, "seed0").glob("*.pt"))]
+    found = [models.load(path) for path in Path(out, "seed0").glob("*.pt")]
     expect(found, f"{out}: expected a run with a trained network, found none; start one, or --resume it")
-    found.sort(key=lambda model: (model.title.startswith("student"), "after" in model.title))
+    found.sort(key=lambda model: (model.title.startswith("student"), "after" in model.title, model.title))
     return {model.title: model for model in found}
 
 
@@ -754,7 +707,7 @@ def interval(ours, theirs):
 
 
 def paired_difference(ours, theirs) -> str:
-    """Points: "+4.1 [+2.0, +6.2]", the mean and its 95% interval; with one seed "+4.1"."""
+    """In points: "+4.1 [+2.0, +6.2]", the mean and its 95% interval; with one seed "+4.1"."""
     mean, half = interval(ours, theirs)
     return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]" if len(ours) > 1 else f"{mean:+.1f}"
 
@@ -789,9 +742,8 @@ seconds of training: a taught teacher and its student train together, so both ro
 def layout(rows) -> str:
     """Rows of cells, the first one the heading, as a Markdown table of aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    heading, *others = rows
     text = ""
-    for row in [heading, ["-" * width for width in widths], *others]:
+    for row in [rows[0], ["-" * width for width in widths], *rows[1:]]:
         cells = [cell.ljust(width) for cell, width in zip(row, widths)]
         text += f"| {' | '.join(cells)} |\n"
     return text
@@ -801,10 +753,10 @@ def layout(rows) -> str:
 
 
 def print_predictions(out, sentences):
-    """Print for each sentence, or pair with a tab between, what each network of seed 0 says, and how sure it is."""
+    """Print what each network of seed 0 predicts for each sentence (or two, with a tab between), and how sure it is."""
     expect(out, "--predict: expected --out with the directory of a run")
     found = load_all(os.path.expanduser(out))
-    expect(all(model.columns for model in found.values()), f"{out}: expected a network that reads sentences")
+    expect(all(model.columns for model in found.values()), f"{out}: expected networks that read sentences")
     for line in sentences:
         line = line.strip("\r\n ")
         print(line)
@@ -820,20 +772,25 @@ def parse(arguments) -> dict:
     flags = argparse.ArgumentParser(PROGRAM, None, __doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     flags.formatter_class = argparse.RawDescriptionHelpFormatter
     flags.error = functools.partial(expect, False)  # raises InputError with argparse's message
-    flags.epilog = f"methods: {', '.join(METHODS)}\n\nDefaults by kind of run:\n"
-    flags.epilog += "\n".join(f"{kind}: {settings}" for kind, settings in DEFAULTS.items())
+    flags.epilog = (
+        f"methods: {', '.join(METHODS)}\ndefaults, in brackets, are those of a run on: {', '.join(KINDS_OF_RUN)}"
+    )
+    if "--predict" in arguments[:-1]:
+        n = arguments.index("--predict")
+        if re.match("-[^-]", arguments[n + 1]):  # argparse would take this sentence for a flag
+            arguments = [*arguments[:n], f"--predict={arguments[n + 1]}", *arguments[n + 2 :]]
     for field in dataclasses.fields(Config):
-        text, valid, _ = field.metadata.values()
+        text, valid = field.metadata["help"], field.metadata["valid"]
+        by_kind = [str(value) for value in field.metadata["defaults"].values()]
         if field.type is str and valid:
             text += f": {', '.join(valid)}"
+        if by_kind[0] != "None":
+            text += f" [{', '.join(by_kind) if len({*by_kind}) > 1 else by_kind[0]}]"
         kind = {"action": "store_true"} if field.type is bool else {"type": field.type, "metavar": ""}
         flags.add_argument(f"--{field.name.replace('_', '-')}", help=text.replace("%", "%%"), **kind)
-    flags.add_argument(
-        "--resume", metavar="RUN", help="finish a stopped run; the results are those of a run without the stop"
-    )
-    flags.add_argument(
-        "--predict", metavar="SENTENCE", nargs="?", help="classify it, or each line of stdin, by the run in --out"
-    )
+    flags.add_argument("--resume", metavar="RUN", help="finish a stopped run, as if it had never stopped")
+    what = "classify it, or each line of stdin, by the run in --out"
+    flags.add_argument("--predict", metavar="SENTENCE", nargs="?", help=what)
     return vars(flags.parse_args(arguments))
 
 
@@ -841,47 +798,52 @@ def command(arguments):
     """Do what the command line says."""
     given = parse(arguments)
     if "predict" in given:
-        return print_predictions(given.get("out"), sys.stdin if given["predict"] is None else [given["predict"]])
+        sentences = sys.stdin or [] if given["predict"] is None else [given["predict"]]
+        return print_predictions(given.get("out"), sentences)
     if "resume" in given:
         expect(len(given) == 1, f"--resume {given['resume']}: expected no other flag, the run has its own")
     finished = resume(given["resume"]) if "resume" in given else run(Config(**given))
-    if RANK == 0:
-        with contextlib.suppress(ImportError, FileNotFoundError):  # no matplotlib, or no such script: no curves
-            runpy.run_path(str(Path(__file__).with_name("notebooks") / "curves.py"))["draw"](finished.out)
+    if RANK == 0:  # without matplotlib there are no curves, and no message
+        curves = Path(__file__).with_name("notebooks") / "curves.py"
+        subprocess.run([sys.executable, curves, finished.out], capture_output=True)
 
 
 def main(arguments: list[str] | None = None):
-    """Run the command line. User errors print one line and exit with status 2."""
-    if SEVERAL:
-        if DEVICE == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if DEVICE == "cuda" else "gloo")
-        if RANK > 0:
-            sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    """Run the command line. A user error prints one line and exits with status 2."""
     try:
-        command(arguments)
+        if SEVERAL:
+            if DEVICE == "cuda":
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if DEVICE == "cuda" else "gloo")
+            if RANK > 0:
+                sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        command(sys.argv[1:] if arguments is None else arguments)
+    except BrokenPipeError:  # whoever read the output, such as head, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (ValueError, OSError) as error:
         if RANK == 0:
             print(f"{PROGRAM}: {error}", file=sys.stderr)
         else:
-            time.sleep(10)  # or torchrun may end the first process before it has said this
+            time.sleep(10)  # else torchrun may kill the first process before it prints
         sys.exit(2)
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt:
         if RANK == 0:
-            print(f"\n{str(stop) or 'stopped'}", file=sys.stderr)
+            print("\nstopped", file=sys.stderr)
         sys.exit(130)
 
 
 def from_terminal():
-    """main, in a terminal of any encoding."""
-    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-    for stream in (sys.stdout, sys.stderr):
+    """main, in a terminal of any encoding. Any of its streams may be closed."""
+    if sys.stdin:
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.reconfigure(errors="replace")  # where a terminal has no Greek letters
     main()
 
 
 for function in (torch.exp, torch.log, torch.tanh):
-    # So that numbers repeat: MKL chooses its code for each function at the first call. Two threads that call at once
+    # For repeatable results: MKL chooses its code for each function at the first call. Two threads that call at once
     # may be given a worse one (pytorch's issue 188792). Here one thread calls.
     function(torch.ones(1))
 

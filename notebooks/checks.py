@@ -17,6 +17,7 @@ HINTS = {  # by exercise, "2.1" for the first of notebook 02
     "3.2": "each example gives a block diag(p) − p pᵀ. What does the block do to the vector (1, 1, ..., 1)?",
     "3.3": "at T → ∞ every probability is 1/K. Put that into p_k and into the mean price.",
     "3.4": "ρ_q = p(1 | x_q) − y_q, and p is 0.5 everywhere. Average ρ over 30 with y_q = 1 and 10 with y_q = 0.",
+    "3.5": "the second step starts from the result of the first. Hand that result to `at` as it is, without detaching it.",
     "4.1": "start from the sentences that the large model has right. Which of them does the student miss? Which others "
     "does it have?",
     "4.2": "reader and raters agree where both are right, and where both are wrong. Add the two shares.",

@@ -2,11 +2,13 @@
 where matplotlib is installed."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
+os.environ["MPLBACKEND"] = "agg"  # to a file, whatever is set for windows
 try:
     import matplotlib.pyplot as plt
 except ImportError:

@@ -1,5 +1,5 @@
-"""The look of all notebooks: one colour and one marker for each thing that they compare, and the pieces that several
-figures share.
+"""The look of all notebooks: one colour and one marker for each thing that they compare, and what several figures
+draw alike. A notebook shows a cell's figures when the cell ends, so nothing here or in figures0?.py calls plt.show().
 
 Any two colours of LOOKS can be told apart without the receptors for green, too (deuteranopia, the most common kind of
 colour blindness): tests/test_draw.py simulates it. Lines differ in their dashes and points in their markers as well.
@@ -26,8 +26,16 @@ class Look(NamedTuple):
         return {"color": self.colour, "linestyle": self.line, "linewidth": 2.6}
 
     def of_points(self) -> dict:
-        """For `ax.plot(x, y, **look.of_points())`: points without a line."""
+        """Points without a line."""
         return {"color": self.colour, "marker": self.marker, "linestyle": "", "markeredgecolor": INK}
+
+    def of_curve(self) -> dict:
+        """A line with its points."""
+        return self.of_points() | self.of_line() | {"markersize": 8}
+
+    def of_bars(self) -> dict:
+        """For `ax.errorbar(x, y, half, **look.of_bars())`: points with their intervals."""
+        return self.of_points() | {"markersize": 9, "capsize": 4, "elinewidth": 2}
 
 
 LOOKS = {
@@ -74,6 +82,12 @@ def signed(number, digits=2) -> str:
     return written.replace("-", "−")
 
 
+def numbers(matrix, digits=2, least=0.0):
+    """The numbers of a matrix (R, C) as they are printed in a book; nothing for those smaller than `least`."""
+    matrix = np.asarray(matrix)
+    return np.where(np.abs(matrix) < least, "", np.vectorize(signed)(matrix, digits))
+
+
 def table(columns, rows, caption=None):
     """A table for the notebook. columns: the names; rows: lists of as many cells, text or numbers, LaTeX between $."""
     from IPython.display import Markdown  # here, for curves.py does without
@@ -91,6 +105,16 @@ def source(*objects):
     return HTML(f"<pre>{html.escape(code)}</pre>")
 
 
+def panels(*titles, xlabel="", ylabel="", size=(13, 5), shared=False, widths=None, **settings):
+    """A figure of panels side by side, one for each title -> their axes. xlabel, ylabel: one for all panels or, as a
+    list, one for each; if the y axis is shared, its label stands at the first. settings: those of `ax.set`, for all."""
+    _, axes = plt.subplots(1, len(titles), figsize=size, sharey=shared, width_ratios=widths, squeeze=False)
+    for k, (ax, title) in enumerate(zip(axes[0], titles)):
+        x_name, y_name = (label if isinstance(label, str) else label[k] for label in (xlabel, ylabel))
+        ax.set(title=title, xlabel=x_name, ylabel=y_name if k == 0 or not shared else "", **settings)
+    return axes[0]
+
+
 def arrow(ax, start, end, **style):
     """An arrow from point to point, both (2,)."""
     look = {"arrowstyle": "-|>", "lw": 2, "color": INK, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 15} | style
@@ -105,8 +129,8 @@ def note(ax, text, place, offset=(8, 8), **style):
 
 def dot(ax, place, **style):
     """A white dot at a point (2,)."""
-    style = {"color": "white", "mec": INK, "ms": 9, "mew": 1.5, "zorder": 5} | style
-    ax.plot(*map(float, place), "o", **style)
+    style = {"marker": "o", "color": "white", "mec": INK, "ms": 9, "mew": 1.5, "zorder": 5} | style
+    ax.plot(*map(float, place), linestyle="", **style)
 
 
 def landscape(ax, x, y, field, levels=None, labels="%g"):
@@ -123,17 +147,42 @@ def landscape(ax, x, y, field, levels=None, labels="%g"):
     ax.grid(False)
 
 
-def heat(ax, matrix, rows=None, columns=None, digits=2, size=11, least=0.0):
-    """A matrix (R, C) with its numbers, blue above zero, red below; values smaller than `least` stay blank."""
+def heat(ax, matrix, rows=(), columns=(), words=None, size=11, limits=None, **settings):
+    """A matrix (R, C) in colour, blue above the middle of the limits, red below -> the image, for a colour bar.
+    words: what to write into the cells (R, C), else their numbers; settings: those of `ax.set`."""
     matrix = np.asarray(matrix)
-    limit = max(np.abs(matrix).max(), 1e-12)
-    ax.imshow(matrix, cmap=SIGNED, vmin=-limit, vmax=limit, aspect="auto")
-    for i, j in np.argwhere(np.abs(matrix) >= least):
-        ink = "white" if abs(matrix[i, j]) > 0.6 * limit else INK
-        ax.text(j, i, signed(matrix[i, j], digits), ha="center", va="center", fontsize=size, color=ink)
-    ax.set_xticks(range(matrix.shape[1]), columns or [""] * matrix.shape[1])
-    ax.set_yticks(range(matrix.shape[0]), rows or [""] * matrix.shape[0])
+    low, high = limits or (-np.abs(matrix).max(), np.abs(matrix).max())
+    image = ax.imshow(matrix, cmap=SIGNED, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
+    words = numbers(matrix) if words is None else np.asarray(words)
+    for i, j in np.argwhere(words != ""):
+        dark = abs(matrix[i, j] - (low + high) / 2) > 0.3 * (high - low)
+        ax.text(j, i, words[i, j], ha="center", va="center", fontsize=size, color="white" if dark else INK)
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.tick_params(labelsize=min(size, 13))
+    ax.set(**settings)
+    bare(ax)
+    return image
+
+
+def bare(ax):
+    """No grid, no ticks, no frame: for pictures and matrices."""
     ax.tick_params(length=0)
     ax.grid(False)
     for side in ax.spines.values():
         side.set_visible(False)
+
+
+def stack(ax, names, parts):
+    """Bars on top of each other -> the sums (N,). parts: {label: (heights (N,), colour, hatch)}."""
+    bottom = np.zeros(len(names))
+    for label, (heights, colour, hatch) in parts.items():
+        ax.bar(names, heights, 0.62, bottom, color=colour, hatch=hatch, ec="white", label=label)
+        bottom += heights
+    ax.grid(axis="x", visible=False)
+    return bottom
+
+
+def legend_below(ax):
+    """One legend for all panels, below them: that of one panel."""
+    ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)

@@ -1,19 +1,18 @@
-"""What comes from outside: `python notebooks/fetch.py NAME...` fetches data sets and converts published checkpoints.
+"""What comes from outside: `python notebooks/fetch.py NAME...` downloads data sets and converts published networks.
 
-A task (sst2, cola, mrpc, stsb, qqp, mnli, qnli, rte, wnli, cifar100): its files, checked, into `data/`.
+NAME is a task (sst2, cola, mrpc, stsb, qqp, mnli, qnli, rte, wnli, cifar100): its files go, checked, into `data/`.
 
-A directory, or a name on the Hugging Face hub (org/name), with a BERT, RoBERTa, DistilBERT or TinyBERT: the package
-transformers reads it, and DIR/metadistil.pt or checkpoints/org/name/metadistil.pt holds what train.py reads: network,
-tokeniser, names of the labels. Before that the two networks and the two tokenisers are compared. Where they part, one
-line says so, and nothing is written. The package fills what the files lack with random numbers, which is allowed of
-the head alone: the classifier, the layer before it, or both. If one is missing, the file names no labels.
+Or NAME is a directory, or a name on the Hugging Face hub (org/name), with a BERT, RoBERTa, DistilBERT or TinyBERT that
+classifies sentences, gives them a score, or has no head yet. The package transformers reads it, and its network and
+tokeniser are compared with ours. If they differ, one line says where and nothing is written. Otherwise what train.py
+reads (network, tokeniser, label names) goes into DIR/metadistil.pt, or checkpoints/org/name/metadistil.pt. If the files
+lack the head, or the layer before it, transformers fills it with random numbers, and there are no label names.
 
-train.py keeps a head whose labels are the task's, in the task's order. `--labels` writes it so: out of the published
-files, or out of metadistil.pt alone where they are not in the directory.
+train.py keeps a trained head only if its labels are the task's, in the task's order. `--labels` writes it that way,
+from the published files, or from metadistil.pt alone where the directory lacks them.
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
 import re
@@ -22,124 +21,82 @@ import sys
 import tempfile
 import urllib.request
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer
+from tokenizers.processors import Sequence, TemplateProcessing
 
 try:
     import huggingface_hub
     import transformers
-except ImportError:  # data sets do without
+except ImportError:  # not needed for data sets
     transformers = None
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import models  # noqa: E402
+from data import TASKS, InputError, expect  # noqa: E402
 
-
-class FetchError(Exception):
-    """What was asked for cannot be had; the message is one line: where, what was expected, what was found."""
-
-
-def expect(condition, message):
-    """Raise FetchError unless the condition holds."""
-    if not condition:
-        raise FetchError(message)
-
-
-@contextlib.contextmanager
-def saying(what):
-    """Turn any exception of the block, for packages raise about anything, into a FetchError of one line."""
-    try:
-        yield
-    except FetchError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise FetchError(f"{what}: {reason[:300]}") from None
-
-
-class Source(NamedTuple):
-    """Where a task's data set comes from."""
-
-    folder: str  # in the data directory, and in the archive
-    address: str
-    md5: str | None = None  # where one is known
-
-
+SENTEVAL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
 GLUE = "https://dl.fbaipublicfiles.com/glue/data/"
-MRPC = "https://dl.fbaipublicfiles.com/senteval/senteval_data/msr_paraphrase_train.txt"  # a file, not an archive
-CIFAR100 = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
-SOURCES = {
-    "sst2": Source("SST-2", GLUE + "SST-2.zip", "9f81648d4199384278b86e315dac217c"),
-    "cola": Source("CoLA", GLUE + "CoLA.zip"),
-    "mrpc": Source("MRPC", MRPC, "793daf7b6224281e75fe61c1f80afe35"),
-    "stsb": Source("STS-B", GLUE + "STS-B.zip"),
-    "qqp": Source("QQP", GLUE + "QQP-clean.zip"),
-    "mnli": Source("MNLI", GLUE + "MNLI.zip"),
-    "qnli": Source("QNLI", GLUE + "QNLIv2.zip", "b4efd6554440de1712e9b54e14760e82"),
-    "rte": Source("RTE", GLUE + "RTE.zip", "bef554d0cafd4ab6743488101c638539"),
-    "wnli": Source("WNLI", GLUE + "WNLI.zip", "a1b4bd2861017d302d29e42139657a42"),
-    "cifar100": Source("cifar-100-binary", CIFAR100, "03b5dce01913d631647c71ecec9e9cb8"),
+SOURCES = {  # of each task the address, and the MD5 checksum where one is known
+    "sst2": (GLUE + "SST-2.zip", "9f81648d4199384278b86e315dac217c"),
+    "cola": (GLUE + "CoLA.zip", None),
+    "mrpc": (SENTEVAL + "msr_paraphrase_train.txt", "793daf7b6224281e75fe61c1f80afe35"),  # no archive
+    "stsb": (GLUE + "STS-B.zip", None),
+    "qqp": (GLUE + "QQP-clean.zip", None),
+    "mnli": (GLUE + "MNLI.zip", None),
+    "qnli": (GLUE + "QNLIv2.zip", "b4efd6554440de1712e9b54e14760e82"),
+    "rte": (GLUE + "RTE.zip", "bef554d0cafd4ab6743488101c638539"),
+    "wnli": (GLUE + "WNLI.zip", "a1b4bd2861017d302d29e42139657a42"),
+    "cifar100": ("https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"),
 }
 
 
-def has_training_file(folder):
-    """Whether a data set lies there."""
-    return any((folder / name).is_file() for name in ("train.tsv", "train.bin"))
-
-
 def fetch_data(name, data):
-    """Fetch a task's data set. Its folder in the directory `data` appears whole and checked, or not at all."""
-    folder_name, address, md5 = SOURCES[name]
-    folder = Path(data, folder_name)
-    if has_training_file(folder):
+    """Download a task's data set. Its folder in the directory `data` appears whole and checked, or not at all."""
+    (address, md5), files = SOURCES[name], TASKS[name]
+    folder = Path(data, files.folder).expanduser()  # the shell leaves --data=~/glue as it is
+    ending = "tsv" if files.texts else "bin"
+    needed = [f"{file}.{ending}" for split, file in zip(("train", "dev", "test"), files.names) if split in files.needed]
+    if all((folder / file).is_file() for file in needed):
         print(f"{name}: {folder} is already there")
         return
-    expect(not folder.exists(), f"{folder}: expected a training file in it, or no such folder")
+    expect(not folder.exists(), f"{folder}: expected {' and '.join(needed)} in it, or no such folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        file = Path(temporary, address.rsplit("/", 1)[1])
-        unpacked = Path(temporary, "unpacked", folder_name)
-        with saying(f"{address}: cannot be downloaded"):
-            download(address, file)
-            found = hashlib.md5(file.read_bytes()).hexdigest()
-            expect(md5 in (None, found), f"{address}: expected the MD5 checksum {md5}, found {found}")
-        with saying(f"{address}: cannot be unpacked"):
-            if file.suffix == ".txt":
+        archive = Path(temporary, address.rsplit("/", 1)[1])
+        unpacked = Path(temporary, "unpacked", folder.name)
+        with models.expecting(f"{address}: cannot be downloaded"):
+            download(address, archive)
+        found = hashlib.md5(archive.read_bytes()).hexdigest()
+        expect(md5 in (None, found), f"{address}: expected the MD5 checksum {md5}, found {found}")
+        with models.expecting(f"{address}: cannot be unpacked"):
+            if archive.suffix == ".txt":  # it is the file itself
                 unpacked.mkdir(parents=True)
-                file.rename(unpacked / "train.tsv")
-            else:  # what would land elsewhere is left out (zip) or refused (tar)
-                shutil.unpack_archive(file, unpacked.parent, filter="data" if file.suffix == ".gz" else None)
-        expect(has_training_file(unpacked), f"{address}: expected {folder_name} in it, with a training file")
+                archive.rename(unpacked / needed[0])
+            else:  # a member that would land elsewhere is left out (zip) or refused (tar)
+                shutil.unpack_archive(archive, unpacked.parent, filter="data" if archive.suffix == ".gz" else None)
+        for file in needed:
+            expect((unpacked / file).is_file(), f"{address}: expected {folder.name}/{file} in it")
         unpacked.rename(folder)
     print(f"{name}: fetched into {folder}")
 
 
-class SameScheme(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect from https to https, not to http or ftp."""
-
-    def redirect_request(self, request, file, code, message, headers, address):
-        """The request that follows. Raises FetchError."""
-        expect(address.split(":")[0] == request.type, f"{request.full_url}: expected no redirect to {address}")
-        return super().redirect_request(request, file, code, message, headers, address)
-
-
 def download(address, file, timeout=10.0, most=10**9):
-    """Write what lies at an address to a file, with a line of progress. Raises FetchError and about anything else."""
-    with urllib.request.build_opener(SameScheme).open(address, timeout=timeout) as response, file.open("wb") as output:
+    """Download a file of at most so many bytes, with a line of progress. Raises about anything."""
+    with urllib.request.urlopen(address, timeout=timeout) as response, file.open("wb") as output:
+        expect(response.url.split(":")[0] == address.split(":")[0], f"expected no redirect to {response.url}")
         try:
             while part := response.read(1 << 20):
                 output.write(part)
-                expect(output.tell() <= most, f"{address}: expected at most {most:,} bytes, found more")
+                expect(output.tell() <= most, f"expected at most {most:,} bytes, found more")
                 print(f"\r{file.name}: {output.tell() / 1e6:.0f} MB", end="", file=sys.stderr)
         finally:
             print(file=sys.stderr)
-        missing = response.length or 0
-        expect(not missing, f"{address}: cut off, {missing:,} bytes are missing")
+        expect(not response.length, f"cut off, {response.length} bytes are missing")
 
 
-BERT_NAMES = {  # our name of a part -> the published one, behind "bert." and so on; pooler and classifier: the whole name
+BERT_NAMES = {  # our name of a part -> the published name after "bert."; of pooler and classifier the whole name
     "words": "embeddings.word_embeddings",
     "positions": "embeddings.position_embeddings",
     "types": "embeddings.token_type_embeddings",
@@ -169,16 +126,18 @@ DISTILBERT_NAMES = BERT_NAMES | {
     "feed_norm": "output_layer_norm",
     "pooler": "pre_classifier",
 }
-# By model_type. TinyBERT's is bert.
-NAMES = {"bert": BERT_NAMES, "roberta": ROBERTA_NAMES, "distilbert": DISTILBERT_NAMES}
-# What a file may hold beside the network: heads for another purpose, and a pooler that RoBERTa does not use.
-OTHER_HEADS = re.compile(r"(cls|lm_head|qa_outputs|fit_denses|vocab_\w+|classifier|(roberta\.)?pooler)\.")
+NAMES = {"bert": BERT_NAMES, "roberta": ROBERTA_NAMES, "distilbert": DISTILBERT_NAMES}  # TinyBERT's model_type is bert
+# What a file may hold beside the network: what it was pretrained with, and a pooler that RoBERTa does not use.
+LEFT_OVER = re.compile(r"(cls|lm_head|fit_denses|vocab_\w+|(roberta\.)?pooler)\.")
+# The ends of `architectures` that we read: a classifier of sentences, or a pretrained network whose head is not used.
+READABLE = re.compile(r"(ForSequenceClassification|Model|ForMaskedLM|ForPreTraining|ForNextSentencePrediction)$")
 EXPRESSIBLE = {  # settings that our Encoder has no field for, and the only value it can express
     "hidden_act": "gelu",
     "activation": "gelu",  # DistilBERT's word for it
     "position_embedding_type": "absolute",
     "is_decoder": False,
     "add_cross_attention": False,
+    "auto_map": None,  # the network's own code
 }
 
 
@@ -189,14 +148,11 @@ def published_name(model_type, name):
     return published if parts[0] in ("pooler", "classifier") else f"{model_type}.{published}"
 
 
-def from_hub(name):
-    """The directory in the hub's cache where the files of a name lie, all of one revision."""
-    wanted = ["config.json", "*token*.json", "vocab.*", "merges.txt", "model*.safetensors*"]
-    with saying("the Hugging Face hub"):
-        folder = huggingface_hub.snapshot_download(name, allow_patterns=wanted)
-        if not any(Path(folder).glob("*.safetensors")):
-            folder = huggingface_hub.snapshot_download(name, allow_patterns=[*wanted, "pytorch_model*.bin*"])
-    return folder
+def from_hub(name, *weights):
+    """The directory in the hub's cache with a network's small files and these of weights, all of one revision."""
+    small = ["config.json", "adapter_config.json", "*token*.json", "vocab.*", "merges.txt"]
+    with models.expecting("the Hugging Face hub"):
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=[*small, *weights]))
 
 
 def read_json(folder, name):
@@ -206,35 +162,36 @@ def read_json(folder, name):
 
 
 def read_config(folder, model_type=None):
-    """The package's configuration. `model_type` stands in where the file has none."""
-    with saying("config.json"):
+    """The package's configuration of a network that ours can express, and the names of the labels, [] for a regression.
+    `model_type` is used where the file has none."""
+    with models.expecting("config.json"):
         published = read_json(folder, "config.json")
-        expect(published, "config.json: expected one in the directory, found none")
+        expect(published, "expected one in the directory, found none")
         found = published.pop("model_type", model_type)
-        hint = " (if you know it, add --model-type)" if found is None else ""
-        expect(found in NAMES, f"config.json: expected a model_type of {', '.join(NAMES)}, found {found}{hint}")
+        expect(found in NAMES, f"expected a model_type of {', '.join(NAMES)}, found {found} (--model-type adds one)")
         for setting, value in EXPRESSIBLE.items():
             given = published.get(setting, value)
-            expect(given == value, f"config.json: expected {setting} {value}, found {given}")
+            expect(given == value, f"expected {setting} {value}, found {given}")
+        for name in published.get("architectures") or []:
+            expect(READABLE.search(name), f"expected a classifier of sentences, or no head yet, found {name}")
         config = transformers.CONFIG_MAPPING[found].from_dict(published)
-        numbers = {name: number for number, name in enumerate(label_names(config))}
-        expect(len(numbers) == config.num_labels, f"config.json: expected each label once, found {config.id2label}")
-        stated = {name: int(number) for name, number in (published.get("label2id") or {}).items()}
-        agree = stated == numbers or stated.keys() != numbers.keys()
-        expect(agree, f"config.json: expected id2label and label2id to agree, found {config.id2label}, {stated}")
-    return config
-
-
-def label_names(config):
-    """The names of the classes, as they are written, in the order of the logits."""
-    return [str(config.id2label[number]) for number in range(config.num_labels)]
+        count = config.num_labels
+        kind = "single_label_classification" if count > 1 else "regression"
+        stated = published.get("problem_type") or kind
+        expect(stated == kind, f"expected problem_type {kind} with num_labels {count}, found {stated}")
+        labels = [str(config.id2label[number]) for number in range(count)]  # in the order of the logits
+        expect(len({*labels}) == count, f"expected each label once, found {labels}")
+        numbers = published.get("label2id") or {}
+        agree = all(int(numbers.get(label, number)) == number for number, label in enumerate(labels))
+        expect(agree, f"expected id2label and label2id to agree, found {labels}, {numbers}")
+    return config, labels if count > 1 else []
 
 
 def read_network(folder, config):
     """The package's network, and whether its head was in the files. Everything else must have been there."""
-    expected = "expected the weights that config.json promises"
-    with saying(expected):
-        for file in filter(Path.is_file, Path(folder).iterdir()):
+    with models.expecting("expected the weights that config.json promises"):
+        for file in filter(Path.is_file, folder.iterdir()):
+            expect(file.name != "adapter_config.json", f"merge the adapter of {file.name} into the network first")
             with file.open("rb") as content:
                 pointer = content.read(40).startswith(b"version https://git-lfs")
             expect(not pointer, f"{file.name}: expected the file itself, found a Git-LFS pointer (git lfs pull)")
@@ -242,15 +199,15 @@ def read_network(folder, config):
         reference, loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
             folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    for name, found, promised in sorted(loaded["mismatched_keys"]):
-        raise FetchError(f"{expected}: {name} has the shape {tuple(found)}, not {tuple(promised)}")
-    missing, names = {*loaded["missing_keys"]}, NAMES[config.model_type]
-    head = [{f"{names[part]}.weight", f"{names[part]}.bias"} for part in ("pooler", "classifier")]
-    fresh = set().union(*(part for part in head if part <= missing))
-    lacking = sorted(missing - fresh)
-    expect(not lacking, f"{expected}: {len(lacking)} tensors are missing, first {lacking[:1]}")
-    unknown = sorted(name for name in loaded["unexpected_keys"] if not OTHER_HEADS.match(name))
-    expect(not unknown, f"{expected}: {len(unknown)} tensors have no place there, first {unknown[:1]}")
+        for name, found, promised in sorted(loaded["mismatched_keys"]):
+            raise InputError(f"{name} has the shape {tuple(found)}, not {tuple(promised)}")
+        missing, names = {*loaded["missing_keys"]}, NAMES[config.model_type]
+        head = [{f"{names[part]}.weight", f"{names[part]}.bias"} for part in ("pooler", "classifier")]
+        fresh = set().union(*(part for part in head if part <= missing))
+        lacking = sorted(missing - fresh)
+        expect(not lacking, f"tensors missing: {len(lacking)}, first {lacking[:1]}")
+        unknown = sorted(name for name in loaded["unexpected_keys"] if not LEFT_OVER.match(name))
+        expect(not unknown, f"tensors without a place: {len(unknown)}, first {unknown[:1]}")
     return reference.eval(), not fresh
 
 
@@ -270,40 +227,6 @@ def shape_of(config):
         num_labels=config.num_labels,
         layer_norm_eps=1e-12 if distilbert else config.layer_norm_eps,
     )
-
-
-def convert(reference):
-    """The package's network as our Encoder."""
-    network = models.Encoder(shape_of(reference.config))
-    published = reference.state_dict()
-    model_type = reference.config.model_type
-    network.load_state_dict({name: published[published_name(model_type, name)] for name in network.state_dict()})
-    return network.eval()
-
-
-def plain(label):
-    """A label by which it is looked up: neither case nor an underscore for a space counts."""
-    return label.lower().replace("_", " ")
-
-
-def outputs_named(wanted, labels):
-    """For each label that is wanted, the number of the output that it is to name: its own, if these are the labels of the
-    head in another order; else the outputs are named in their order. Raises FetchError."""
-    expect(len(wanted) == len(labels), f"--labels: expected {len(labels)} names, for {labels}, found {len(wanted)}")
-    wanted, labels = [*map(plain, wanted)], [*map(plain, labels)]
-    expect("" not in wanted and len({*wanted}) == len(wanted), f"--labels: expected each name once, found {wanted}")
-    if {*wanted} == {*labels}:
-        return [labels.index(label) for label in wanted]
-    moved = [label for label, ours in zip(labels, wanted) if label in wanted and label != ours]
-    expect(not moved, f"--labels: expected all labels of the head, {labels}, or {moved} in their places")
-    return [*range(len(labels))]
-
-
-@torch.no_grad()
-def reorder(classifier, outputs):
-    """Let output i of a head be what outputs[i] was."""
-    for theta in classifier.parameters():  # (K, D) and (K,)
-        theta.copy_(theta[outputs])
 
 
 PAGE = """The plot is witty.
@@ -326,62 +249,69 @@ def plain_texts(tokenizer):
 
 
 def read_tokenizer(folder, config):
-    """The package's tokeniser. Where the package passes over something that the files say, this refuses them."""
-    with saying("expected the files of a tokeniser"):
+    """The package's tokeniser. Raises CheckpointError where the package passes over what the files say."""
+    with models.expecting("tokeniser"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
         vocabulary = tokenizer.get_vocab()
         # Without files the package makes up a vocabulary of its special tokens.
-        expect(len(vocabulary) > len({*tokenizer.all_special_tokens}), "expected the files of a tokeniser, found none")
-        expect(tokenizer.truncation_side == "right", "tokeniser: expected texts to be cut on the right")
+        expect(len(vocabulary) > len({*tokenizer.all_special_tokens}), "expected its files, found none")
+        expect(tokenizer.truncation_side == "right", "expected texts to be cut on the right")
         most = max(vocabulary.values())
-        expect(most < config.vocab_size, f"tokeniser: expected ids below vocab_size {config.vocab_size}, found {most}")
-        for token, number in stated_ids(folder).items():
+        expect(most < config.vocab_size, f"expected ids below vocab_size {config.vocab_size}, found {most}")
+        added = read_json(folder, "tokenizer.json").get("added_tokens", [])
+        settings = read_json(folder, "tokenizer_config.json").get("added_tokens_decoder", {})
+        stated = read_json(folder, "added_tokens.json") | {token["content"]: token["id"] for token in added}
+        stated |= {token["content"]: int(number) for number, token in settings.items()}
+        for token, number in stated.items():
             found = vocabulary.get(token)
-            expect(found == number, f"tokeniser: expected the id {number} for {token!r}, as stated, found {found}")
-        whole = read_json(folder, "tokenizer.json")  # the package reads a part of it, and takes the rest from settings
-        alone = Tokenizer.from_str(unlimited(json.dumps(whole))) if whole else None
-        for text in plain_texts(tokenizer) if whole else []:
-            agree = alone.encode(text).ids == tokenizer([text])["input_ids"][0]
-            expect(agree, f"tokeniser: expected tokenizer.json and its settings to agree, not to part at {text[:40]!r}")
+            expect(found == number, f"expected the id {number} for {token!r}, as stated, found {found}")
     return tokenizer
 
 
-def stated_ids(folder):
-    """The ids of added tokens, by token, as the files of a tokeniser state them."""
-    added = read_json(folder, "tokenizer.json").get("added_tokens", [])
-    settings = read_json(folder, "tokenizer_config.json").get("added_tokens_decoder", {})
-    ids = read_json(folder, "added_tokens.json") | {token["content"]: token["id"] for token in added}
-    return ids | {token["content"]: int(number) for number, token in settings.items()}
+def of_one_type(tokenizer):
+    """A tokeniser changed to give every token the type 0, as the package feeds a network if it gets no types."""
+    content = json.loads(tokenizer.to_str())
+    processor = json.dumps(content["post_processor"])
+    if "TemplateProcessing" in processor:  # nothing may follow a template, so the template itself is changed
+        content["post_processor"] = json.loads(processor.replace('"type_id": 1', '"type_id": 0'))
+        return Tokenizer.from_str(json.dumps(content))
+    zeros = TemplateProcessing(single="$A:0", pair="$A:0 $B:0")
+    tokenizer.post_processor = Sequence([tokenizer.post_processor, zeros])
+    return tokenizer
 
 
-def unlimited(tokenizer_json):
-    """The JSON of a tokeniser that neither cuts nor pads."""
-    tokenizer = Tokenizer.from_str(tokenizer_json)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer.to_str()
-
-
-def prove_ids(tokenizer, ours):
-    """The number of texts that are the same ids to both tokenisers, alone and in pairs. Raises FetchError."""
+def convert_tokenizer(tokenizer, whole):
+    """The package's tokeniser as ours. Raises InputError if a text has other ids or types, or other ids by `whole`, the
+    content of tokenizer.json: the package reads a part of it, and takes the rest from tokenizer_config.json."""
+    ours = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    alone = Tokenizer.from_str(json.dumps(whole)) if whole else ours
+    for one in (ours, alone):
+        one.no_truncation()
+        one.no_padding()
+    typed = "token_type_ids" in tokenizer.model_input_names
+    if not typed:
+        ours = of_one_type(ours)
+    texts = plain_texts(tokenizer)
+    for text in texts:
+        agree = alone.encode(text).ids == ours.encode(text).ids
+        expect(agree, f"expected tokenizer.json and tokenizer_config.json to agree, not to differ at {text[:40]!r}")
     special = [f"one {token} two{token}three {token}" for token in map(str, tokenizer.added_tokens_decoder.values())]
-    texts = plain_texts(tokenizer) + special[:50]
+    texts += special[:50]
     for seconds in (None, texts[::-1]):
         theirs = tokenizer(texts, seconds)
         for i, text in enumerate(texts):
-            pair = (text, seconds[i] if seconds else None)
-            found = ours.encode(*pair)
-            same = found.ids == theirs["input_ids"][i]
-            if "token_type_ids" in theirs:
-                same = same and found.type_ids == theirs["token_type_ids"][i]
-            ids = f"{theirs['input_ids'][i][:9]} to the package, {found.ids[:9]} to us"
-            expect(same, f"the tokenisers part: {pair!r:.80} is {ids}")
-    return len(texts)
+            pair = (text, seconds[i]) if seconds else (text,)
+            found, ids = ours.encode(*pair), theirs["input_ids"][i]
+            types = theirs["token_type_ids"][i] if typed else [0] * len(ids)
+            same = found.ids == ids and found.type_ids == types
+            expect(same, f"the tokenisers differ: {pair!r:.80} is {ids[:9]} to the package, {found.ids[:9]} to us")
+    return ours
 
 
-def random_batches(config):
-    """Batches as either network is called, (theirs, ours): random tokens, padding and segments, up to the longest."""
-    shape = shape_of(config)
+def batches(config, tokenizer, model):
+    """Batches as either network is called, (theirs, ours): random tokens, padding and segments, up to the longest;
+    then odd texts and pairs of them, one at a time, each network by its own tokeniser."""
+    shape = model.network.config
     for T in (2, 9, 40, shape.max_tokens):
         T = min(T, shape.max_tokens)
         ids = torch.randint(shape.vocab_size - 1, (3, T))
@@ -391,92 +321,95 @@ def random_batches(config):
         if shape.token_types > 1:
             inputs["token_type_ids"] = torch.randint(shape.token_types, (3, T))
         yield inputs, inputs
-
-
-def read_batches(tokenizer, ours, longest):
-    """The same of odd texts and pairs of them, one at a time, each network by its own tokeniser."""
-    ours.enable_truncation(longest)
+    longest = min(shape.max_tokens, models.MAX_TOKENS)
     for pair in [(text,) for text in ODD_TEXTS] + [*zip(ODD_TEXTS, reversed(ODD_TEXTS))]:
         theirs = tokenizer(*([text] for text in pair), truncation=True, max_length=longest, return_tensors="pt")
-        found = ours.encode(*pair)
-        inputs = {"input_ids": found.ids, "token_type_ids": found.type_ids, "attention_mask": found.attention_mask}
-        yield theirs, {name: torch.tensor([row]) for name, row in inputs.items()}
+        yield theirs, model.inputs([pair])
 
 
 @torch.no_grad()
-def prove_logits(reference, network, labels, batches, most):
-    """The largest difference of the logits (B, K). Raises FetchError if it is more than `most`. Ours are looked up by the
-    names of the labels that the file will hold, so that a wrong order shows; under new names in their places."""
-    places = {plain(label): n for n, label in enumerate(labels)} | {label: n for n, label in enumerate(labels)}
-    published = [str(reference.config.id2label[number]) for number in range(len(labels))]
-    columns = [places.get(name, places.get(plain(name), n)) for n, name in enumerate(published)]
+def prove_logits(reference, network, outputs, pairs, most=1e-9):
+    """The largest difference of the logits (B, K), the package's in the order `outputs`. Raises InputError if it is too
+    large. In double precision equal networks differ by 1e-14; in single a wrong epsilon could hide."""
+    reference.double()
+    network.double()
     largest = 0.0
-    for theirs, ours in batches:
-        difference = (network(**ours)[:, columns] - reference(**theirs).logits).abs().max().item()
-        found = f"the logits of a batch of {tuple(ours['input_ids'].shape)} ids part by {difference:.1e}"
-        expect(difference <= most, f"{found}, expected at most {most:.0e}")
+    for theirs, ours in pairs:
+        difference = (network(**ours) - reference(**theirs).logits[:, outputs]).abs().max().item()
+        shape = tuple(ours["input_ids"].shape)
+        expect(difference <= most, f"the logits of a batch of {shape} ids differ by {difference:.1e}")
         largest = max(largest, difference)
+    network.float()
     return largest
 
 
-def prove(reference, network, labels, tokenizer, tokenizer_json):
-    """Compare the package's network and tokeniser with ours. Returns what was found, in words. Raises FetchError."""
-    ours, longest = Tokenizer.from_str(tokenizer_json), min(48, network.config.max_tokens)
-    texts = prove_ids(tokenizer, ours)
-    batches = random_batches(reference.config)
-    single = prove_logits(reference, network, labels, batches, most=1e-4)
-    # Behind single precision a wrong epsilon can hide. In double precision equal networks differ by 1e-14.
-    batches = read_batches(tokenizer, ours, longest)
-    double = prove_logits(reference.double(), network.double(), labels, batches, most=1e-9)
-    network.float()
-    return f"""  the same ids from both tokenisers: {texts} texts, alone and in pairs
-  largest difference of the logits: {single:.1e} on random batches of up to {network.config.max_tokens} tokens;
-  {double:.1e} on {2 * len(ODD_TEXTS)} texts and pairs, each network by its own tokeniser, in double precision"""
+def relabel(model, wanted):
+    """Give a head the wanted labels. If they are its own in another order, its outputs move along; if they are others,
+    they name its outputs as they stand. Returns for each output the number it had. Raises InputError."""
+    expect(model.labels, "--labels: expected a trained head with classes, found none")
+
+    def plain(label):  # neither case nor an underscore for a space counts
+        return label.lower().replace("_", " ")
+
+    count = len(model.labels)
+    expect(len(wanted) == count, f"--labels: expected {count} names, for {model.labels}, found {len(wanted)}")
+    names, labels = [*map(plain, wanted)], [*map(plain, model.labels)]
+    expect("" not in names and len({*names}) == count, f"--labels: expected each name once, found {wanted}")
+    if {*names} == {*labels}:
+        outputs = [labels.index(name) for name in names]
+    else:
+        outputs = [*range(count)]
+        moved = [label for label, name in zip(labels, names) if label in names and label != name]
+        expect(not moved, f"--labels: expected all labels of the head, {labels}, or {moved} in their places")
+    with torch.no_grad():
+        for theta in model.network.classifier.parameters():  # (K, D) and (K,)
+            theta.copy_(theta[outputs])
+    model.labels = wanted
+    return outputs
 
 
-def fetch_checkpoint(name, folder, model_type=None, wanted=None):
-    """Convert a published checkpoint, prove that it is the same, and write it to the folder, its head under the labels
-    that are wanted."""
+def convert(name, model_type, wanted):
+    """A published network as a Model, its head under the wanted labels if any; and in words how they were compared."""
     expect(transformers, "needs the package transformers: pip install -r notebooks/requirements.txt")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     huggingface_hub.logging.set_verbosity_error()
-    source = name if Path(name).is_dir() else from_hub(name)
-    config = read_config(source, model_type)
-    tokenizer = read_tokenizer(source, config)
-    reference, head = read_network(source, config)
-    with saying("cannot be converted"):
-        network, labels = convert(reference), label_names(config)
-        if wanted:
-            expect(head and len(labels) > 1, "--labels: expected a trained head with classes, found none")
-            reorder(network.classifier, outputs_named(wanted, labels))
-            labels = wanted
-        tokenizer_json = unlimited(tokenizer.backend_tokenizer.to_str())
-        proof = prove(reference, network, labels, tokenizer, tokenizer_json)
-        named = labels if len(labels) > 1 else []  # one output is a regression
-        model = models.Model(network, Tokenizer.from_str(tokenizer_json), named if head else None)
-    file = folder / "metadistil.pt"
-    with saying("cannot be written"):
+    here = Path(name).exists()
+    folder = Path(name) if here else from_hub(name)
+    config, labels = read_config(folder, model_type)
+    tokenizer = read_tokenizer(folder, config)
+    if not here:
+        folder = from_hub(name, "model*.safetensors*")
+        if not any(folder.glob("*.safetensors")):
+            folder = from_hub(name, "pytorch_model*.bin*")
+    reference, trained = read_network(folder, config)
+    with models.expecting("cannot be converted"):
+        network, published = models.Encoder(shape_of(config)).eval(), reference.state_dict()
+        names = {ours: published_name(config.model_type, ours) for ours in network.state_dict()}
+        network.load_state_dict({ours: published[theirs] for ours, theirs in names.items()})
+        ours = convert_tokenizer(tokenizer, read_json(folder, "tokenizer.json"))
+        model = models.Model(network, ours, labels if trained else None)
+        outputs = relabel(model, wanted) if wanted else [*range(config.num_labels)]
+        largest = prove_logits(reference, network, outputs, batches(config, tokenizer, model))
+    size = f"{config.model_type}, {reference.num_parameters():,} parameters, {config.num_hidden_layers} layers"
+    return model, f"{size}\n  the same ids from both tokenisers; largest difference of the logits {largest:.1e}"
+
+
+def fetch_network(name, model_type, labels):
+    """Save a published network as ours, or a saved one again, its head under the labels "A,B,..." if they are given."""
+    here, wanted = Path(name).exists(), None if labels is None else [label.strip() for label in labels.split(",")]
+    expected = f"expected a task ({', '.join(SOURCES)}), a directory, or a name on the hub (org/name)"
+    expect(here or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name), expected)
+    file = models.saved_file(name) if here else Path("checkpoints", name, "metadistil.pt")
+    if here and wanted and file.is_file() and not Path(name, "config.json").exists():
+        model, found = models.load(file), "a saved network"
+        relabel(model, wanted)
+    else:
+        model, found = convert(name, model_type, wanted)
+    with models.expecting("cannot be written"):
         model.save(file)
-    print(f"{name}: {config.model_type}, {reference.num_parameters():,} parameters, {config.num_hidden_layers} layers")
-    print(proof)
-    print(f"  labels: {', '.join(named) or 'none, a regression' if head else 'none, the head is fresh'}")
-    print(f"  written: {file}")
-
-
-def relabel(name, wanted):
-    """Write a saved model again, its head under the labels that are wanted."""
-    with saying("--labels"):
-        model, file = models.load(name), models.saved_file(name)
-        expect(model.labels, "expected a trained head with classes, found none")
-        reorder(model.network.classifier, outputs_named(wanted, model.labels))
-        model.labels = wanted
-        model.save(file)
-    print(f"{name}: labels: {', '.join(wanted)}\n  written: {file}")
-
-
-LABELS_HELP = """the labels of a checkpoint's head in the order of the task: if these are its own labels, its outputs
-change places; if they are others, they are names for its outputs as they stand"""
+    shown = "none, the head is fresh" if model.labels is None else ", ".join(model.labels) or "none, a regression"
+    print(f"{name}: {found}\n  labels: {shown}\n  written: {file}")
 
 
 def main():
@@ -484,24 +417,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", metavar="NAME", help="a task, a directory, or a name on the hub")
     parser.add_argument("--data", default="data", metavar="DIR", help="where data sets go (data)")
-    parser.add_argument("--model-type", choices=NAMES, help="of a checkpoint whose config.json does not say it")
-    parser.add_argument("--labels", metavar="A,B,...", help=LABELS_HELP)
+    parser.add_argument("--model-type", choices=NAMES, help="of a network whose config.json does not say it")
+    parser.add_argument("--labels", metavar="A,B,...", help="a trained head's labels in the task's order, or new names")
     arguments, status = parser.parse_args(), 0
-    labels = None if arguments.labels is None else [name.strip() for name in arguments.labels.split(",")]
     sys.stdout.reconfigure(errors="backslashreplace")  # labels may have letters that the terminal has not
     for name in arguments.names:
         try:
             if name in SOURCES:
                 fetch_data(name, arguments.data)
-            elif labels and models.saved_file(name).is_file() and not Path(name, "config.json").exists():
-                relabel(name, labels)
-            elif Path(name).is_dir():
-                fetch_checkpoint(name, Path(name), arguments.model_type, labels)
             else:
-                expected = f"expected a task ({', '.join(SOURCES)}), a directory, or a name on the hub (org/name)"
-                expect(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name), expected)
-                fetch_checkpoint(name, Path("checkpoints", name), arguments.model_type, labels)
-        except (FetchError, OSError) as error:
+                fetch_network(name, arguments.model_type, arguments.labels)
+        except (InputError, models.CheckpointError, OSError) as error:
             print(f"fetch.py: {name}: {error}", file=sys.stderr)
             status = 2
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The figures of notebook 02, all but the scene's. Each is drawn from the numbers that the notebook works out."""
+"""The figures of notebook 02, each drawn from the numbers that the notebook works out, and its scene for paper."""
 
 import math
 
@@ -10,6 +10,8 @@ from draw import LOOKS
 
 AXES = {"xlabel": "student's first weight", "ylabel": "student's second weight"}
 DEGREES = torch.arange(361)
+LINE = torch.linspace(-4.2, 4.2, 57, dtype=torch.float64)  # both axes of the plane
+PLANE = torch.stack(torch.meshgrid(LINE, LINE, indexing="xy"), dim=-1).reshape(-1, 2)
 
 
 def grid(x_low, x_high, y_low, y_high, count=61):
@@ -22,7 +24,7 @@ def grid(x_low, x_high, y_low, y_high, count=61):
 def quiz_landscape(ax, x_low, x_high, y_low, y_high, levels=None, labels="%g"):
     """The quiz loss over a part of the student's plane."""
     x, y, plane = grid(x_low, x_high, y_low, y_high)
-    draw.landscape(ax, x, y, scene.over_plane(scene.quiz_loss, plane), levels, labels)
+    draw.landscape(ax, x, y, over_plane(scene.quiz_loss, plane), levels, labels)
     ax.set(**AXES)
 
 
@@ -57,12 +59,12 @@ def pilot_on_two_landscapes(theta_S_prime):
     figure, axes = plt.subplots(1, 2, figsize=(11, 5.2), sharey=True)
     x, y, plane = grid(-3.8, 3.8, -2.4, 3.6)
     phi = torch.tensor(scene.WRONG, dtype=torch.float64)
-    draw.landscape(axes[0], x, y, scene.over_plane(lambda theta: scene.inner_loss(theta, phi), plane))
-    draw.landscape(axes[1], x, y, scene.over_plane(scene.quiz_loss, plane))
+    draw.landscape(axes[0], x, y, over_plane(lambda theta: scene.inner_loss(theta, phi), plane))
+    draw.landscape(axes[1], x, y, over_plane(scene.quiz_loss, plane))
     axes[0].set(title="the inner loss falls: the teacher calls it progress", **AXES)
     axes[1].set(title="the quiz loss rises: the quiz does not", xlabel=AXES["xlabel"])
     for ax in axes:
-        draw.note(ax, "teacher", scene.draw_teacher(ax, 160.0), (-6, 14))
+        draw.note(ax, "teacher", draw_teacher(ax, 160.0), (-6, 14))
         draw.arrow(ax, scene.THETA_S, theta_S_prime, lw=3, color=draw.LIT)
         draw.dot(ax, scene.THETA_S)
         draw.note(ax, r"$\theta_S$", scene.THETA_S, (9, -14))
@@ -82,7 +84,7 @@ def circle_of_arrows(tips, best):
         tip, ours = tips[degrees], degrees == 160
         look = {"lw": 4, "color": draw.LIT, "mutation_scale": 22} if ours else {"lw": 1.2, "color": draw.GREY}
         draw.arrow(ax, scene.THETA_S, tip, **look)
-        outward = scene.direction(tip - tips.mean(dim=0))
+        outward = direction(tip - tips.mean(dim=0))
         offset = (14 * outward[0] - 11, 13 * outward[1] - 5)
         draw.note(ax, f"{degrees}°", tip, offset, weight="bold" if ours else "normal")
     draw.dot(ax, scene.THETA_S)
@@ -138,11 +140,11 @@ def one_turn(theta_S_prime, phi_new, theta_S_new):
         draw.dot(ax, scene.THETA_S)
         draw.note(ax, r"$\theta_S$", scene.THETA_S, (9, -12))
     draw.note(axes[0], r"$\theta'_S$", theta_S_prime, (-8, 12))
-    draw.note(axes[0], r"$\theta_T$", scene.draw_teacher(axes[0], 160.0), (12, 4))
-    scene.draw_teacher(axes[1], 160.0)
-    scene.draw_turn(axes[1], 160.0, after)
+    draw.note(axes[0], r"$\theta_T$", draw_teacher(axes[0], 160.0), (12, 4))
+    draw_teacher(axes[1], 160.0)
+    draw_turn(axes[1], 160.0, after)
     draw.note(axes[1], r"new $\theta_T$", scene.weights_of(scene.radians(after)), (13, -4))
-    draw.note(axes[2], r"new $\theta_T$", scene.draw_teacher(axes[2], after), (13, -4))
+    draw.note(axes[2], r"new $\theta_T$", draw_teacher(axes[2], after), (13, -4))
     draw.arrow(axes[2], scene.THETA_S, theta_S_new, lw=3.5, color=draw.LIT)
     draw.note(axes[2], r"new $\theta_S$", theta_S_new, (-50, 14))
     plt.show()
@@ -156,7 +158,7 @@ def look_of(run):
 
 def many_turns(runs, pilot, moments=(0, 5, 15, 40)):
     """Three students at four moments. runs: {name: rows of weights (2), teacher's angle, two losses}."""
-    figure, axes = plt.subplots(3, 4, figsize=(13, 7.6), sharex=True, sharey=True)
+    figure, axes = plt.subplots(3, 4, figsize=(12, 7.1), sharex=True, sharey=True)
     for ax, moment in zip(axes[0], moments):
         ax.set_title(f"after {moment} steps")
     for row, (name, history) in zip(axes, runs.items()):
@@ -168,7 +170,7 @@ def many_turns(runs, pilot, moments=(0, 5, 15, 40)):
             if (following - path[-1]).norm() > 0.15:
                 draw.arrow(ax, path[-1], following, lw=1.5, color=draw.LIT)
             draw.dot(ax, path[-1])
-            scene.draw_teacher(ax, angle, markersize=12)
+            draw_teacher(ax, angle, markersize=12)
             words = f"$L_q$ = {history[moment, 3]:.2f}"
             ax.text(0.97, 0.05, words, transform=ax.transAxes, ha="right", bbox=draw.ON_WHITE)
             ax.set(xlabel="", ylabel="")
@@ -207,7 +209,7 @@ def teachers_landscape(start, moves, lesson_loss, own_loss):
         "tuned on the quiz": (LOOKS["teacher"].colour, (6, -3)),
     }
     for ax, loss in zip(axes, (lesson_loss, own_loss)):
-        draw.landscape(ax, x, y, scene.over_plane(loss, plane), labels="%.2f")
+        draw.landscape(ax, x, y, over_plane(loss, plane), labels="%.2f")
         for name, (colour, offset) in looks.items():
             draw.arrow(ax, start, start + moves[name], color=colour, lw=4, mutation_scale=22)
             draw.note(ax, name, start + moves[name], offset, weight="bold")
@@ -225,7 +227,7 @@ LENGTHS = {2.0: (draw.INK, "-"), 10.0: (draw.GREY, "--"), 40.0: (draw.LIT, "-.")
 
 def long_pilots(curves, losses, runs):
     """The curve of tips, the quiz losses, and whole runs, by the length λ of the pilot. runs: {label: (λ, angles)}."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 5), width_ratios=(1.1, 1, 1))
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.8), width_ratios=(1.1, 1, 1))
     enlarged_curves(left, curves)
     for length, (colour, dashes) in LENGTHS.items():
         middle.plot(DEGREES, losses[length], dashes, color=colour, lw=2.5)
@@ -262,3 +264,134 @@ def enlarged_curves(ax, curves):
     for words, place in (("λ = 2", (-1.2, -2.3)), ("λ = 10", (-6.2, -3.6)), ("λ = 40", (3.1, 6.2))):
         draw.note(ax, words, place, (0, 0))
     ax.set(title="a longer pilot: a larger curve")
+
+
+# ---- The scene of scene.html, for paper
+
+
+def over_plane(loss, plane=PLANE):
+    """A loss of two weights at every point of a square plane (n², 2) -> (n, n)."""
+    n = math.isqrt(len(plane))
+    return torch.func.vmap(loss)(plane).reshape(n, n)
+
+
+def draw_plane(ax, step, number):
+    """The plane of the weights, with the arrows up to that number."""
+    values = [part.value for part in step.parts]
+    if number <= 4:
+        title = "the inner loss $L_S$"
+        phi = scene.radians(step.degrees)
+        field = over_plane(lambda theta: scene.inner_loss(theta, phi, step.temperature, step.alpha))
+    else:
+        title = "the quiz loss $L_q$"
+        field = over_plane(scene.quiz_loss)
+    draw.landscape(ax, LINE, LINE, field, labels=None)
+    if number in (2, 5):
+        ax.contour(LINE, LINE, field, [values[number - 1].item()], colors=draw.LIT, linewidths=3.5)
+    ax.set(title=f"{title} (light: small)", xlabel="first weight", ylabel="second weight")
+    teacher = draw_teacher(ax, step.degrees)
+    for n in SHOWN[number]:
+        start, end, label = arrows_of(step, teacher)[n]
+        lit = n == number or number == 8 and n in (6, 7)
+        style = {"color": draw.LIT, "lw": 4, "mutation_scale": 22} if lit else {"lw": 1.8}
+        draw.arrow(ax, start, end, **style)
+        if label:
+            draw.note(ax, label, end, (5, 5) if n == 6 else (-4, -22), fontsize=13, color=draw.LIT if lit else draw.INK)
+    draw.dot(ax, step.theta_S)
+    draw.note(ax, r"$\theta_S$", step.theta_S, (4, 10))
+    if number >= 4:
+        draw.dot(ax, values[3])
+        draw.note(ax, r"$\theta'_S$", values[3], (-10, 11))
+    if number >= 7:
+        ax.plot(*scene.all_around(step)[1].T, color=draw.INK, lw=1)
+    if number == 9:
+        draw_turn(ax, step.degrees, values[8].item())
+
+
+SHOWN = {1: [1], 2: [1], 3: [3], 4: [4], 5: [4], 6: [4, 6], 7: [4, 6, 7], 8: [4, 6, 7], 9: [4]}  # arrows of the parts
+
+
+def arrows_of(step, teacher) -> dict:
+    """{number of the part: (start, end, label)}, of the parts that are arrows. Directions have one length."""
+    _, _, gradient, tip, _, v, tip_velocity, _, _ = [part.value for part in step.parts]
+    return {
+        1: ((0, 0), teacher, ""),
+        3: (step.theta_S, step.theta_S + direction(gradient), r"$\nabla L_S$"),
+        4: (step.theta_S, tip, ""),
+        6: (tip, tip - direction(v), "$-v$"),
+        7: (tip, tip + direction(tip_velocity), r"$\partial\theta'_S/\partial\theta_T$"),
+    }
+
+
+def direction(vector):
+    """The vector (2,) brought to one length. Zero stays zero: at α = 0 the copy does not follow the teacher at all."""
+    return 1.3 * vector / vector.norm().clamp(min=1e-12)
+
+
+def draw_teacher(ax, degrees, **style):
+    """The circle of all teachers, and the one at that angle -> its weights (2,)."""
+    circle = torch.linspace(0, 2 * math.pi, 200, dtype=torch.float64)
+    ax.plot(*scene.weights_of(circle), ":", color=draw.GREY, lw=1.2)
+    place = scene.weights_of(scene.radians(degrees))
+    ax.plot(*place, **draw.LOOKS["teacher"].of_points() | {"markersize": 14, "zorder": 5} | style)
+    return place
+
+
+def draw_turn(ax, before, after):
+    """The teacher's way along its circle, in degrees, and where it then stands."""
+    way = torch.linspace(before, after, 60, dtype=torch.float64).deg2rad()
+    path = 1.14 * scene.weights_of(way).T  # (60, 2)
+    ax.plot(*path.T, color=draw.LIT, lw=4)
+    draw.arrow(ax, path[-6], path[-1], color=draw.LIT, lw=4, mutation_scale=22)
+    ax.plot(*scene.weights_of(way[-1]), marker="^", color="white", mec=draw.LIT, mew=2.5, ms=14, zorder=5)
+
+
+def plane_and_curve(step):
+    """What scene.html shows, as a figure: the student's plane with its arrows; the quiz loss after the pilot for every
+    teacher, and ours on it with the tangent, whose slope is the meta-gradient."""
+    figure, (plane, curve) = plt.subplots(1, 2, figsize=(9, 4.4))
+    tip, loss, v, velocity, slope = (step.parts[k].value for k in (3, 4, 5, 6, 7))
+    draw.landscape(plane, LINE, LINE, over_plane(scene.quiz_loss), labels=None)
+    plane.set(title="the student's two weights, over its quiz loss", **AXES)
+    degrees, tips, losses = scene.all_around(step)
+    teacher = draw_teacher(plane, step.degrees)
+    plane.plot(*tips.T, color=draw.INK, lw=1.2)
+    draw.arrow(plane, step.theta_S, tip, lw=3)
+    draw.arrow(plane, tip, tip - 4 * v, lw=3, color=LOOKS["metadistil"].colour)
+    draw.arrow(plane, tip, tip + 1.2 * velocity, lw=3, color=LOOKS["teacher"].colour)
+    for place, words, offset in (
+        (teacher, "teacher", (10, 6)),
+        (step.theta_S, "student", (8, -16)),
+        (tip, "copy", (-34, 6)),
+    ):
+        draw.note(plane, words, place, offset)
+    draw.dot(plane, step.theta_S)
+    draw.dot(plane, tip)
+    reach = torch.tensor([-40.0, 40.0])
+    curve.plot(degrees, losses, color=LOOKS["metadistil"].colour, lw=2.5)
+    curve.axhline(scene.quiz_loss(step.theta_S), color=draw.GREY, ls=":")
+    curve.plot(step.degrees + reach, loss + slope * math.pi / 180 * reach, color=draw.LIT, lw=3)
+    curve.plot(step.degrees, loss, **LOOKS["teacher"].of_points() | {"markersize": 14, "zorder": 5})
+    curve.set(title="its quiz loss after the pilot", xlabel="angle of the teacher (degrees)", xticks=range(0, 361, 90))
+    curve.set_ylim(losses.min() - 0.05, losses.max() + 0.05)
+    return figure
+
+
+def stills():
+    """All nine parts in one picture."""
+    step = scene.one_step()
+    figure, axes = plt.subplots(3, 3, figsize=(8.4, 9.2), sharex=True, sharey=True)
+    for number, (ax, part) in enumerate(zip(axes.flat, step.parts), start=1):
+        draw_plane(ax, step, number)
+        ax.set_title(f"{number}. ${part.symbol}$\n{written(part)}", fontsize=13, color=draw.LIT)
+        ax.set(xlabel="first weight" if number > 6 else "", ylabel="second weight" if number % 3 == 1 else "")
+    plt.show()
+
+
+def written(part) -> str:
+    """The value of a part: a number, or a point; of a matrix its shape."""
+    value = part.value
+    if value.dim() == 2:
+        return f"{tuple(value.shape)} numbers"
+    text = scene.point(value, 2) if value.dim() == 1 else f"{value:.2f}".replace("-", "−")
+    return f"{text} {part.unit}".strip()

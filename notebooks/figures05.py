@@ -16,10 +16,10 @@ OF_STUDENT = {  # how each student is drawn: by what it learnt from
     "student, dynamic": LOOKS["metadistil"],
     "student, cross": LOOKS["kd"],
 }
-OF_TEACHER = {  # colour and line of the three teachers, where they are compared with each other
-    "teacher, before": (draw.GREY, "-"),
-    "teacher, dynamic": (LOOKS["teacher"].colour, LOOKS["teacher"].line),
-    "teacher, other's": (draw.INK, ":"),
+OF_TEACHER = {  # the three teachers, where they are compared with each other
+    "teacher, before": {"color": draw.GREY, "ls": "-"},
+    "teacher, dynamic": {"color": LOOKS["teacher"].colour, "ls": LOOKS["teacher"].line},
+    "teacher, other's": {"color": draw.INK, "ls": ":"},
 }
 
 
@@ -45,128 +45,112 @@ def name_grid(ax, flowers):
             ax.axvline(x, color=draw.INK, lw=1)
     else:
         ax.set(xlabel="class number, modulo 20", xticks=range(0, 20, 5))
-    ax.grid(False)
-    ax.tick_params(length=0)
+    draw.bare(ax)
 
 
 def sheet(examples, flowers):
     """A picture of each class, (100, 3, 32, 32) bytes, as a grid of 5 rows and 20 columns."""
     framed = np.pad(examples.transpose(0, 2, 3, 1), ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
     whole = framed.reshape(5, 20, 34, 34, 3).transpose(0, 2, 1, 3, 4).reshape(5 * 34, 20 * 34, 3)
-    _, ax = plt.subplots(figsize=(12, 3.9))
+    title = "Neighbours in the sheet look alike" if flowers else "One training picture of each class"
+    [ax] = draw.panels(title, size=(12, 3.9))
     ax.imshow(whole, extent=(-0.5, 19.5, 4.5, -0.5))
     name_grid(ax, flowers)
-    ax.set_title("Neighbours in the sheet look alike" if flowers else "One training picture of each class")
-    plt.show()
 
 
 def cropped(whole, seen):
     """Pictures as they are, and as one training batch holds them: (N, 3, 32, 32) bytes each."""
     figure, axes = plt.subplots(2, len(whole), figsize=(12, 3.5))
-    for row, name in enumerate(("whole", "cropped,\nmirrored")):
-        for ax, image in zip(axes[row], (whole, seen)[row]):
+    for row, name, images in zip(axes, ("whole", "cropped,\nmirrored"), (whole, seen)):
+        for ax, image in zip(row, images):
             ax.imshow(image.transpose(1, 2, 0))
             ax.set(xticks=[], yticks=[])
-            ax.grid(False)
-        axes[row, 0].set_ylabel(name)
+        row[0].set_ylabel(name)
     figure.suptitle("A training picture is cut and mirrored anew each time")
-    plt.show()
 
 
 def accuracies(accuracy, error, N, chance):
     """{network: its accuracy on N test pictures} with ± 1.96 standard errors, {network: of that accuracy}."""
-    _, ax = plt.subplots(figsize=(11, 5))
-    for place, (name, p) in enumerate(reversed(accuracy.items())):
-        look = OF_STUDENT.get(name, LOOKS["teacher"])
-        ax.errorbar(100 * p, place, xerr=196 * error[name], color=look.colour, capsize=5, lw=2.5)
-        inside = {"markerfacecolor": "white", "markeredgecolor": look.colour} if "other start" in name else {}
-        ax.plot(100 * p, place, **look.of_points() | inside | {"markersize": 11, "mew": 2})
-        draw.note(ax, f"{100 * p:.1f}", (100 * (p + 1.96 * error[name]), place), (10, 0), va="center")
-    ax.set_yticks(range(len(accuracy)), reversed(accuracy))
-    ax.axhline(len(accuracy) - 3.5, color=draw.GREY, lw=0.8)
-    ax.set(title="The teacher is ahead of its students", ylim=(-0.5, len(accuracy) - 0.4),
-           xlabel=f"accuracy (%) on {N:,} test pictures; bar: ± 1.96 standard errors; chance is {chance:g}%")  # fmt: skip
+    xlabel = f"accuracy (%) on {N:,} test pictures; bar: ± 1.96 standard errors; chance is {chance:g}%"
+    [ax] = draw.panels("The teacher is ahead of its students", xlabel=xlabel, size=(11, 5))
+    for place, (name, p) in enumerate(accuracy.items()):
+        bars = OF_STUDENT.get(name, LOOKS["teacher"]).of_bars() | {"markersize": 11}
+        if "other start" in name:
+            bars["markerfacecolor"] = "white"
+        half = 196 * error[name]
+        ax.errorbar(100 * p, place, xerr=half, **bars)
+        draw.note(ax, f"{100 * p:.1f}", (100 * p + half, place), (10, 0), va="center")
+    ax.set_yticks(range(len(accuracy)), accuracy)
+    ax.axhline(2.5, color=draw.GREY, lw=0.8)  # below the three teachers
+    ax.set_ylim(len(accuracy) - 0.4, -0.5)
     ax.margins(x=0.1)
     ax.grid(axis="y", visible=False)
-    plt.show()
 
 
 def by_class(accuracies, differences, flowers):
     """{network: accuracy (5, 20) in percent} on the left, {difference: points (5, 20)} on the right, two each."""
     figure, axes = plt.subplots(2, 2, figsize=(14, 6.2))
     for ax, (name, percent) in zip(axes[:, 0], accuracies.items()):
-        shown = ax.imshow(percent, vmin=0, vmax=100)
+        shown = ax.imshow(percent, vmin=0, vmax=100, aspect="auto")
         ax.set_title(name)
     figure.colorbar(shown, ax=axes[:, 0], label="accuracy (%)", location="bottom", shrink=0.6)
     for ax, (name, points) in zip(axes[:, 1], differences.items()):
-        shown = ax.imshow(points, cmap=draw.SIGNED, vmin=-100, vmax=100)
-        mark(ax, points, least=24.9, dark=60)
-        ax.set_title(name)
+        shown = draw.heat(ax, points, words=signs(points, 24.9), limits=(-100, 100), title=name)
     figure.colorbar(shown, ax=axes[:, 1], label="difference (points)", location="bottom", shrink=0.6)
     for ax in axes.flat:
         name_grid(ax, flowers)
     for ax in axes[0]:
         ax.set_xlabel("")
     figure.suptitle("The student is right more often where its teacher is right", fontsize=16)
-    plt.show()
 
 
-def mark(ax, values, least, dark):
-    """Write the sign into the squares of a matrix whose size is at least `least`; white on those beyond `dark`."""
-    for (row, column), value in np.ndenumerate(np.asarray(values)):
-        if abs(value) >= least:
-            ink = "white" if abs(value) > dark else draw.INK
-            ax.text(column, row, "+" if value > 0 else "−", ha="center", va="center", color=ink, fontsize=12)
+def signs(values, least):
+    """The signs of the numbers whose size is at least `least`; nothing for the others."""
+    return np.select([values >= least, values <= -least], ["+", "−"], "")
 
 
 def confusion(shares, flowers):
     """{network: (20, 20), the percentage of each true group (row) that was answered as each group (column)}."""
-    figure, axes = plt.subplots(1, 2, figsize=(13, 6), sharey=True)
     unit = "petals; in each block the four stripes" if flowers else "class numbers, by fives"
-    for ax, (name, percent) in zip(axes, shares.items()):
-        shown = ax.imshow(percent, cmap=draw.SIGNED, vmin=-100, vmax=100)  # of it the half above zero
-        for at in (3.5, 7.5, 11.5, 15.5):
-            ax.axhline(at, color=draw.GREY, lw=1)
-            ax.axvline(at, color=draw.GREY, lw=1)
+    labels = {"xlabel": f"answered group ({unit})", "ylabel": "true group"}
+    axes = draw.panels(*shares, size=(13, 6), shared=True, **labels)
+    for ax, percent in zip(axes, shares.values()):
+        shown = draw.heat(ax, percent, words=np.full((20, 20), ""), limits=(-100, 100))  # of it the half above zero
+        for edge in (3.5, 7.5, 11.5, 15.5):
+            ax.axhline(edge, color=draw.GREY, lw=1)
+            ax.axvline(edge, color=draw.GREY, lw=1)
         ax.set_xticks(np.arange(5) * 4 + 1.5, rows_of_grid(flowers))
         ax.set_yticks(np.arange(5) * 4 + 1.5, rows_of_grid(flowers))
-        ax.tick_params(length=0, labelleft=True)
-        ax.grid(False)
-        ax.set(title=name, xlabel=f"answered group ({unit})", ylabel="true group")
-    bar = figure.colorbar(shown, ax=axes, label="% of the row", shrink=0.8)
+        ax.set_aspect("equal")
+        ax.tick_params(labelleft=True)
+    bar = axes[0].figure.colorbar(shown, ax=axes, label="% of the row", shrink=0.8)
     bar.ax.set_ylim(0, 100)
     words = "Most answers in a wrong group have the right stripes" if flowers else "Which groups are taken for which"
-    figure.suptitle(words, fontsize=16)
-    plt.show()
+    axes[0].figure.suptitle(words, fontsize=16)
 
 
 def softness(classes, moved):
     """Of each test picture: {teacher: e^H (N,)}, and {taught teacher: share of the probability that moved (N,)}."""
-    _, axes = plt.subplots(1, 3, figsize=(14, 4.6), width_ratios=(1.2, 1, 1))
-    ticks = [1, 3, 10, 30, 100]
+    titles = ("Half of the soft targets\nhold more than 4 classes", "Each picture\nbefore and after",
+              "The median soft target\nmoves by less than a quarter")  # fmt: skip
+    xlabels = ["classes in the soft target, $e^H$", "$e^H$ before", "probability that moved (%)"]
+    ylabels = ["test pictures", "$e^H$ after (dynamic)", "test pictures at or below (%)"]
+    left, middle, right = draw.panels(*titles, xlabel=xlabels, ylabel=ylabels, size=(14, 4.6), widths=(1.2, 1, 1))
     for name, count in classes.items():
-        colour, line = OF_TEACHER[name]
-        axes[0].hist(count.clip(1, 100), np.geomspace(1, 100, 41), histtype="step", lw=2.4, color=colour, ls=line,
-                     label=name)  # fmt: skip
-    axes[0].set(xscale="log", xlabel="classes in the soft target, $e^H$", ylabel="test pictures",
-                title="Half of the soft targets\nhold more than 4 classes")  # fmt: skip
-    axes[0].legend(loc="upper left", fontsize=10)
-    axes[1].plot(classes["teacher, before"], classes["teacher, dynamic"], ".", color=LOOKS["teacher"].colour, ms=4)
-    axes[1].plot([1, 100], [1, 100], color=draw.INK, lw=1)
-    axes[1].set(xscale="log", yscale="log", xlabel="$e^H$ before", ylabel="$e^H$ after (dynamic)", aspect="equal",
-                title="Each picture\nbefore and after")  # fmt: skip
-    for axis in (axes[0].xaxis, axes[1].xaxis, axes[1].yaxis):
-        axis.set_ticks(ticks, ticks)
+        left.hist(count.clip(1, 100), np.geomspace(1, 100, 41), histtype="step", lw=2.4, label=name, **OF_TEACHER[name])
+    middle.plot(classes["teacher, before"], classes["teacher, dynamic"], ".", color=LOOKS["teacher"].colour, ms=4)
+    middle.plot([1, 100], [1, 100], color=draw.INK, lw=1)
+    left.set(xscale="log")
+    middle.set(xscale="log", yscale="log", aspect="equal")
+    for axis in (left.xaxis, middle.xaxis, middle.yaxis):
+        axis.set_ticks([1, 3, 10, 30, 100], [1, 3, 10, 30, 100])
     for name, share in moved.items():
-        colour, line = OF_TEACHER[name]
-        percent = 100 * np.sort(share)
-        axes[2].plot(percent, 100 * np.arange(1, len(share) + 1) / len(share), ls=line, color=colour, lw=2.6,
-                     label=name)  # fmt: skip
-    axes[2].axhline(50, color=draw.GREY, lw=1)
-    axes[2].set(xlabel="probability that moved (%)", ylabel="test pictures at or below (%)", xlim=(0, None),
-                title="The median soft target\nmoves by less than a quarter")  # fmt: skip
-    axes[2].legend(loc="lower right", fontsize=10)
-    plt.show()
+        at_or_below = 100 * np.arange(1, len(share) + 1) / len(share)
+        right.plot(100 * np.sort(share), at_or_below, lw=2.6, label=name, **OF_TEACHER[name])
+    right.axhline(50, color=draw.GREY, lw=1)
+    right.set_xlim(0, None)
+    left.legend(loc="upper left", fontsize=10)
+    right.legend(loc="lower right", fontsize=10)
 
 
 def opinions(chosen, flowers):
@@ -174,48 +158,41 @@ def opinions(chosen, flowers):
     `names`, `before`, `after` (percent) and `examples` (32, 32, 3) each."""
     figure, axes = plt.subplots(len(chosen), 2, figsize=(12.5, 11.5), width_ratios=(1, 4.6))
     highest = max(max(*one["before"], *one["after"]) for one in chosen)
-    places = np.arange(5)
+    looks = {"before": {"color": draw.GREY}, "after": {"color": LOOKS["teacher"].colour, "hatch": "///", "ec": "white"}}
     for (ax, bars), one in zip(axes, chosen):
         ax.imshow(one["image"])
         ax.set(xticks=[], yticks=[], xlabel=one["words"])
-        ax.grid(False)
-        bars.bar(places - 0.14, one["before"], 0.27, color=draw.GREY, label="before")
-        bars.bar(places + 0.14, one["after"], 0.27, color=LOOKS["teacher"].colour, hatch="///", ec="white", lw=0,
-                 label="after (dynamic)")  # fmt: skip
-        bars.set_xticks(places, one["names"])
+        places = np.arange(5)
+        bars.bar(places - 0.14, one["before"], 0.27, label="before", **looks["before"])
+        bars.bar(places + 0.14, one["after"], 0.27, label="after (dynamic)", lw=0, **looks["after"])
         bars.set(ylabel="soft target (%)", xlim=(-0.8, 4.4), ylim=(0, 1.1 * highest))
+        bars.set_xticks(places, one["names"])
         bars.grid(axis="x", visible=False)
         for place, example in zip(places, one["examples"]):
-            small = OffsetImage(example, zoom=1.2)
-            box = AnnotationBbox(small, (place - 0.51, 0.5), xycoords=("data", "axes fraction"), frameon=False)
-            bars.add_artist(box)
+            where = {"xycoords": ("data", "axes fraction"), "frameon": False}
+            bars.add_artist(AnnotationBbox(OffsetImage(example, zoom=1.2), (place - 0.51, 0.5), **where))
     axes[0, 1].legend(loc="upper right")
     words = "The teacher is less certain of the petals than of the hue" if flowers else "Soft targets, before and after"
     figure.suptitle(words, fontsize=16)
-    plt.show()
 
 
 def gradient_of_logits(gradient, labels, flowers):
     """∂L_q/∂z_T (B, K) of pictures sorted by class, labels (B,); below, the sum of each column on the grid."""
-    unit = 10.0 ** math.floor(math.log10(np.abs(gradient).max()))
-    gradient, power = gradient / unit, f"$10^{{{math.log10(unit):.0f}}}$"
-    figure, axes = plt.subplots(2, 1, figsize=(12.5, 10), height_ratios=(2.1, 1))
+    power = math.floor(math.log10(np.abs(gradient).max()))
+    gradient, unit = gradient / 10.0**power, f"$10^{{{power}}}$"
+    figure, (above, below) = plt.subplots(2, 1, figsize=(12.5, 10), height_ratios=(2.1, 1))
     limit = np.quantile(np.abs(gradient), 0.995)
-    shown = axes[0].imshow(gradient, cmap=draw.SIGNED, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-    figure.colorbar(shown, ax=axes[0], label=rf"$\partial L_q/\partial z_T$ ({power}); above 0: lower it", pad=0.01)
+    shown = above.imshow(gradient, cmap=draw.SIGNED, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    figure.colorbar(shown, ax=above, label=rf"$\partial L_q/\partial z_T$ ({unit}); above 0: lower it", pad=0.01)
     for marker, large in (("+", gradient > 0.7 * limit), ("_", gradient < -0.7 * limit)):
-        axes[0].plot(*np.argwhere(large).T[::-1], marker, color="white", ms=5, mew=1)
-    axes[0].plot(labels, np.arange(len(labels)), "s", color="none", mec=draw.INK, mew=1, ms=7, label="the right class")
-    axes[0].set(xlabel="class", ylabel="training picture, sorted by class")
-    axes[0].legend(loc="upper right", frameon=True)
-    axes[0].grid(False)
-    columns = gradient.sum(axis=0).reshape(5, 20)
-    limit = np.abs(columns).max()
-    shown = axes[1].imshow(columns, cmap=draw.SIGNED, vmin=-limit, vmax=limit, aspect="auto")
-    mark(axes[1], columns, least=0.2 * limit, dark=0.6 * limit)
-    figure.colorbar(shown, ax=axes[1], label=f"sum over the pictures ({power})", pad=0.01)
-    name_grid(axes[1], flowers)
+        above.plot(*np.argwhere(large).T[::-1], marker, color="white", ms=5, mew=1)
+    above.plot(labels, np.arange(len(labels)), "s", color="none", mec=draw.INK, mew=1, ms=7, label="the right class")
     words = "On the lines beside the diagonal: the right stripes and hue, other petals" if flowers else "By class"
-    axes[0].set_title(words)
-    axes[1].set_title("The sum of each column")
-    plt.show()
+    above.set(xlabel="class", ylabel="training picture, sorted by class", title=words)
+    above.legend(loc="upper right", frameon=True)
+    above.grid(False)
+    sums = gradient.sum(axis=0).reshape(5, 20)
+    words = signs(sums, 0.2 * np.abs(sums).max())
+    shown = draw.heat(below, sums, words=words, size=12, title="The sum of each column")
+    figure.colorbar(shown, ax=below, label=f"sum over the pictures ({unit})", pad=0.01)
+    name_grid(below, flowers)

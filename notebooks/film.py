@@ -1,17 +1,13 @@
-"""The README's two pictures: `python notebooks/film.py` draws one step of MetaDistil as a diagram, and the world of
-notebook 02 in motion, into notebooks/figures/.
+"""The README's pictures: `python notebooks/film.py` draws them into notebooks/figures/.
 
-In the film the student stays where it is. At each step it makes its pilot update on a copy, the copy sits the quiz, and
-the teacher takes its meta update: it turns.
+step.png is one step of MetaDistil as a diagram, film.gif the world of notebook 02 in motion: the student stays where it
+is, and at each step the teacher takes its meta update. scene.png, its first frame, stands where scene.html cannot run.
 """
 
-import functools
 import io
 import math
 import sys
 from pathlib import Path
-
-import torch
 
 try:
     import matplotlib.pyplot as plt
@@ -26,59 +22,29 @@ import draw  # noqa: E402
 import figures02  # noqa: E402
 import scene  # noqa: E402
 
-import metadistil  # noqa: E402
-
 FOLDER = HERE / "figures"
-STEPS, RATE, COLOURS = 40, 0.5, 128  # frames of the film; μ, small, so that the teacher turns slowly; colours
+STEPS, RATE, COLOURS = 40, 0.5, 256  # frames of the film; μ, small, so that the teacher turns slowly; colours
 
 
-def steps():
-    """[(teacher's angle, θ′_S, quiz loss), ...]: what the trace of each step says, the teacher's step after it."""
-    student, teacher = scene.Student(scene.THETA_S), scene.Teacher(scene.WRONG)
-    optimizer = torch.optim.SGD(teacher.parameters(), lr=RATE)
-    loss = functools.partial(metadistil.kd_loss, alpha=scene.ALPHA, temperature=scene.TEMPERATURE)
-    found = []
+def steps() -> list[scene.Step]:
+    """One step after the other, each with the teacher that the step before has turned."""
+    found, degrees = [], math.degrees(scene.WRONG)
     for _ in range(STEPS):
-        angle = teacher.phi.item()
-        step = metadistil.meta_gradient(
-            student, teacher, scene.WORLD.batch, scene.WORLD.quiz, pilot_lr=scene.PILOT_LR, loss=loss
-        )
-        found.append((angle, step.theta_S_prime["theta"], step.quiz_loss.item()))
-        metadistil.meta_update(teacher, step.grads, optimizer)
+        found.append(scene.one_step(degrees, teacher_lr=RATE))
+        degrees = found[-1].parts[8].value.item()
     return found
 
 
-def frame(found, now):
-    """One frame: the plane of the student's weights on the left, the quiz loss so far on the right."""
-    angle, theta_S_prime, _ = found[now]
-    figure, (plane, curve) = plt.subplots(1, 2, figsize=(9, 4.4), width_ratios=(3, 2))
-    figures02.quiz_landscape(plane, -3.6, 3.6, -2.0, 3.6, labels=None)
-    plane.set(title="the student's two weights, over its quiz loss (dark is high)", **figures02.AXES)
-    teacher = scene.draw_teacher(plane, math.degrees(angle))
-    draw.note(plane, "teacher", teacher, (6, 8), color=draw.LOOKS["teacher"].colour, weight="bold")
-    draw.arrow(plane, scene.THETA_S, theta_S_prime, lw=3, color=draw.LIT)
-    draw.dot(plane, scene.THETA_S)
-    draw.note(plane, "student", scene.THETA_S, (8, -16))
-    draw.note(plane, "pilot", theta_S_prime, (6, -4), color=draw.LIT)
-    losses = [loss for _, _, loss in found]
-    curve.plot(losses[: now + 1], color=draw.LIT, lw=2.5)
-    curve.plot(now, losses[now], "o", color=draw.LIT, ms=8)
-    curve.set(title="quiz loss of the pilot's copy", xlabel="meta updates of the teacher", xlim=(-0.5, STEPS - 0.5))
-    curve.set(ylim=(min(losses) - 0.02, max(losses) + 0.02))
-    return figure
-
-
 def picture_of(figure) -> Image.Image:
-    """A figure as a picture of few colours."""
+    """A figure as a picture."""
     file = io.BytesIO()
     figure.savefig(file, dpi=90)
     plt.close(figure)
     return Image.open(file).convert("RGB")
 
 
-def film(found, path):
+def film(frames, path):
     """The frames as a GIF that starts again after a rest."""
-    frames = [picture_of(frame(found, now)) for now in range(len(found))]
     palette = frames[-1].quantize(COLOURS, Image.Quantize.FASTOCTREE)
     frames = [one.quantize(palette=palette, dither=Image.Dither.NONE) for one in frames]
     durations = [900] + [120] * (len(frames) - 2) + [2500]  # milliseconds
@@ -116,13 +82,15 @@ def diagram():
 
 
 def main():
-    """Draw both."""
+    """Draw all three."""
     draw.use_style()
     FOLDER.mkdir(exist_ok=True)
     picture_of(diagram()).quantize(64).save(FOLDER / "step.png", optimize=True)
-    film(steps(), FOLDER / "film.gif")
-    for path in (FOLDER / "step.png", FOLDER / "film.gif"):
-        print(f"{path}: {path.stat().st_size / 1000:,.0f} kB")
+    frames = [picture_of(figures02.plane_and_curve(step)) for step in steps()]
+    film(frames, FOLDER / "film.gif")
+    frames[0].quantize(COLOURS, Image.Quantize.FASTOCTREE).save(FOLDER / "scene.png", optimize=True)
+    for name in ("step.png", "film.gif", "scene.png"):
+        print(f"{FOLDER / name}: {(FOLDER / name).stat().st_size / 1000:,.0f} kB")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ with Recorder() as recorder:
 nodes = recorder.graph_of(theta_S_prime, [teacher.theta, student.theta])
 """
 
+import collections
 import re
+import weakref
 from dataclasses import dataclass, field
 
 import torch
@@ -46,27 +48,23 @@ class Recorder(TorchDispatchMode):
     def graph_of(self, result: Tensor, leaves: list[Tensor]) -> list[Node]:
         """All nodes on the ways from these leaves to the result, the result's own first. Empty if it has no graph."""
         values = {one.grad_fn: one.detach() for one in self.results if one.grad_fn is not None}
+        places = {leaf.data_ptr() for leaf in leaves}  # detached, a parameter is another tensor in the same place
         nodes = {}
 
         def visit(function):
-            if function in nodes:
-                return nodes[function]
-            leaf = getattr(function, "variable", None)
-            node = nodes[function] = Node(function, values[function] if leaf is None else leaf.detach())
-            node.inputs = [visit(one) for one, _ in function.next_functions if one is not None]
-            return node
+            """This function's node; None if no way leads from it to a leaf."""
+            if function not in nodes:
+                inputs = [visit(one) for one, _ in function.next_functions if one is not None]
+                inputs = [node for node in inputs if node is not None]
+                leaf = getattr(function, "variable", None)
+                reached = inputs or leaf is not None and leaf.data_ptr() in places
+                value = values.get(function) if leaf is None else leaf.detach()
+                nodes[function] = Node(function, value, inputs) if reached else None
+            return nodes[function]
 
         if result.grad_fn is not None:
             visit(result.grad_fn)
-        places = {leaf.data_ptr() for leaf in leaves}  # detached, a parameter is another tensor in the same place
-
-        def begins_there(node):
-            return any(map(begins_there, node.inputs)) or node.name == "leaf" and node.value.data_ptr() in places
-
-        found = [node for node in nodes.values() if begins_there(node)]
-        for node in found:
-            node.inputs = [one for one in node.inputs if one in found]
-        return found
+        return [node for node in reversed(nodes.values()) if node is not None]
 
 
 def send_back(nodes: list[Node], result: Tensor, leaf: Tensor, gradient: Tensor) -> Tensor:
@@ -88,58 +86,40 @@ def send_back(nodes: list[Node], result: Tensor, leaf: Tensor, gradient: Tensor)
     return arrived
 
 
-def way(nodes: list[Node], leaf: Tensor) -> list[Node]:
-    """The nodes from the result to the leaf; none if no way leads there."""
-
-    def search(node):
-        if getattr(node.function, "variable", None) is leaf:
-            return [node]
-        for one in node.inputs:
-            found = search(one)
-            if found:
-                return [node, *found]
-        return []
-
-    return search(nodes[0]) if nodes else []
-
-
 class Kept:
-    """A tensor that autograd keeps; it tells its ledger when it comes and when it goes."""
+    """A tensor that autograd keeps for a backward pass."""
 
-    def __init__(self, ledger, tensor):
-        self.ledger, self.tensor, self.key = ledger, tensor.detach(), tensor.untyped_storage().data_ptr()
-        ledger.note(self.key, +1, tensor.untyped_storage().nbytes())
-
-    def __del__(self):
-        self.ledger.note(self.key, -1, self.tensor.untyped_storage().nbytes())
-
-
-class Ledger:
-    """The bytes that autograd keeps, after every coming and going."""
-
-    def __init__(self, given):
-        self.given = {tensor.untyped_storage().data_ptr() for tensor in given}
-        self.holders, self.history = {}, [0]
-
-    def note(self, key, change, nbytes):
-        """A storage has one holder more, or one less. It counts from its first holder to its last."""
-        before = self.holders.get(key, 0)
-        self.holders[key] = before + change
-        if 0 in (before, before + change):
-            self.history.append(self.history[-1] + change * nbytes)
-
-    def pack(self, tensor):
-        """What autograd stores in place of a tensor that it keeps."""
-        return tensor if tensor.untyped_storage().data_ptr() in self.given else Kept(self, tensor)
-
-    def unpack(self, kept):
-        """The tensor, when autograd wants it back."""
-        return kept.tensor if isinstance(kept, Kept) else kept
+    def __init__(self, tensor):
+        self.tensor = tensor.detach()
 
 
 def bytes_kept(call, given) -> list[int]:
-    """The bytes kept for backward passes in the course of a call; the tensors that are given anyhow do not count."""
-    ledger = Ledger(given)
-    with torch.autograd.graph.saved_tensors_hooks(ledger.pack, ledger.unpack):
+    """The bytes that autograd keeps in the course of a call, after each coming and going of a tensor; the tensors that
+    are given anyhow do not count."""
+    given = {tensor.untyped_storage().data_ptr() for tensor in given}
+    holders, history = collections.Counter(), [0]
+
+    def note(place, change, nbytes):
+        """A storage has one holder more, or one less. It counts from its first holder to its last."""
+        before = holders[place]
+        holders[place] += change
+        if 0 in (before, holders[place]):
+            history.append(history[-1] + change * nbytes)
+
+    def pack(tensor):
+        """What autograd stores instead of a tensor."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in given:
+            return tensor
+        kept = Kept(tensor)
+        note(storage.data_ptr(), +1, storage.nbytes())
+        weakref.finalize(kept, note, storage.data_ptr(), -1, storage.nbytes())
+        return kept
+
+    def unpack(kept):
+        """The tensor, when autograd wants it back."""
+        return kept.tensor if isinstance(kept, Kept) else kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         call()
-    return ledger.history
+    return history

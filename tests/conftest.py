@@ -12,8 +12,9 @@ import tempfile
 import threading
 from pathlib import Path
 
-# Two threads save a sixth of the time on two idle cores. Beside other work they wait for each other: a step of 0.3 s took 30 s.
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the processes that tests start, too; so before torch is imported
+# Before torch is imported, and for the processes that tests start. Two threads save a sixth of the time on idle cores;
+# beside other work they wait for each other, and a step of 0.3 s took 30 s.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -46,8 +47,8 @@ def write_reviews(folder):
     (folder / "SST-2").mkdir(parents=True)
     for name, rows in (("train", 90), ("dev", 30), ("test", 40)):
         split = builtin_reviews(name)[:rows]
-        lines = [f"{text}\t{label}\n" for text, label in zip(split.examples, split.labels)]
-        (folder / "SST-2" / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(lines))
+        lines = ["sentence\tlabel", *(f"{text}\t{label}" for text, label in zip(split.examples, split.labels))]
+        (folder / "SST-2" / f"{name}.tsv").write_text("\n".join(lines) + "\n")
     return folder
 
 
@@ -60,7 +61,7 @@ SMALL = {
 
 
 def small(out, **other):
-    """The configuration of a small run; without the size of quizzes, if no method sits any: it would be refused."""
+    """The configuration of a small run. If no method sits a quiz, its size is not given: it would be refused."""
     settings = SMALL | {"out": str(out)} | other
     if "metadistil" not in settings.get("methods", "metadistil"):
         del settings["quiz_batch_size"]
@@ -129,8 +130,9 @@ def resume_with_stops(out, writes):
 
 def numbers_of(out):
     """All that a run computed: its log, byte for byte, and its final weights."""
-    weights = {str(path.relative_to(out)): torch.load(path, weights_only=True)["weights"] for path in sorted(Path(out).glob("seed*/*.pt"))}
-    return (Path(out) / "metrics.jsonl").read_bytes(), weights
+    out = Path(out)
+    saved = {str(path.relative_to(out)): torch.load(path, weights_only=True) for path in out.glob("seed*/*.pt")}
+    return (out / "metrics.jsonl").read_bytes(), {name: content["weights"] for name, content in saved.items()}
 
 
 def same_weights(one, other):
@@ -213,6 +215,14 @@ def chromium(profile, **preferences):
         setattr(options, name, value)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     return webdriver.Chrome(options, webdriver.ChromeService(driver))
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """One such Chromium for all tests that use it."""
+    found = chromium(tmp_path_factory.mktemp("profile"))
+    yield found
+    found.quit()
 
 
 def shaken(module, scale=0.1):

@@ -64,7 +64,7 @@ def soak(folder: Path, kills: int, flags: list[str] = RUN, seed: int = 0) -> boo
             while process.poll() is None and changed(out) == before:
                 time.sleep(0.002)
             time.sleep(rng.uniform(0, share))
-        while kill % 4 == 3 and process.poll() is None and not any(out.glob("seed0/*.checkpoint.part")):
+        while kill % 4 == 3 and process.poll() is None and not any(out.glob("seed0/*.checkpoint.*.part")):
             pass
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)

@@ -14,17 +14,7 @@ from conftest import ROOT, shaken
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 
 import models
-from models import (
-    RESNETS,
-    Block,
-    CheckpointError,
-    Encoder,
-    EncoderConfig,
-    ResNet,
-    ResNetConfig,
-    build,
-    resnet,
-)
+from models import RESNETS, Block, CheckpointError, Encoder, EncoderConfig, ResNet, ResNetConfig, build, resnet
 
 SMALL = EncoderConfig(vocab_size=30, hidden=16, layers=2, heads=4, intermediate=40, max_positions=20, num_labels=3)
 
@@ -49,13 +39,11 @@ def test_block_equals_torchs_transformer_layer():
 
 
 @pytest.mark.parametrize("offset", [0, 2])
-def test_more_padding_changes_nothing(offset):
-    model = shaken(Encoder(EncoderConfig(**(vars(SMALL) | {"position_offset": offset})))).eval()
-    ids, lengths = torch.randint(30, (4, 9)), torch.tensor([[9], [5], [2], [1]])
-    mask = (torch.arange(9) < lengths).long()
-    longer = [torch.nn.functional.pad(tensor, (0, 6), value=fill) for tensor, fill in ((ids, 7), (mask, 0))]
-    assert (model(ids, mask) - model(*longer)).abs().max() < 1e-6
-    alone = torch.cat([model(ids[i : i + 1, :n]) for i, n in enumerate(lengths.flatten().tolist())])
+def test_padding_changes_nothing(offset):
+    model = shaken(Encoder(dataclasses.replace(SMALL, position_offset=offset))).eval()
+    ids, lengths = torch.randint(30, (4, 9)), [9, 5, 2, 1]
+    mask = torch.arange(9) < torch.tensor(lengths)[:, None]
+    alone = torch.cat([model(ids[i : i + 1, :n]) for i, n in enumerate(lengths)])
     assert (model(ids, mask) - alone).abs().max() < 1e-6
 
 
@@ -65,39 +53,18 @@ def test_defaults_are_all_real_and_type_zero():
     assert not torch.allclose(model(ids), model(ids, token_type_ids=torch.ones_like(ids)))
 
 
-@pytest.mark.parametrize(
-    "preset, vocab_size, count",
-    [
-        ("base", 30522, 109_483_778),
-        ("roberta", 50265, 124_647_170),
-        ("distilbert", 30522, 66_955_010),
-        ("tinybert", 30522, 14_350_874),
-    ],
-)
-def test_parameter_counts_are_the_published_ones(preset, vocab_size, count):
+@pytest.mark.parametrize("name, vocab_size, count", [
+    ("base", 30522, 109_483_778), ("roberta", 50265, 124_647_170),
+    ("distilbert", 30522, 66_955_010), ("tinybert", 30522, 14_350_874),
+    ("resnet8", None, 83_892), ("resnet20", None, 278_324), ("resnet56", None, 861_620),
+    ("resnet110", None, 1_736_564), ("resnet8x4", None, 1_233_540), ("resnet32x4", None, 7_433_860),
+])  # fmt: skip
+def test_parameter_counts_are_the_published_ones(name, vocab_size, count):
     with torch.device("meta"):
-        model = Encoder.from_preset(preset, vocab_size)
-    assert sum(parameter.numel() for parameter in model.parameters()) == count
-
-
-@pytest.mark.parametrize("preset", models.PRESETS)
-def test_every_preset_can_be_built_and_reads_what_its_kind_says(preset):
-    with torch.device("meta"):
-        network = build(models.PRESETS[preset], vocab_size=100, num_labels=5, dropout=0.3)
-        kind = models.KINDS[models.kind_of(network.config)]
-        reads = {"sentences": {"input_ids": torch.zeros(2, 8, dtype=torch.long)}, "pictures": {"images": torch.zeros(2, 3, 32, 32)}}
-        assert network(**reads[kind.reads]).shape == (2, 5)
-    assert isinstance(network, kind.network) and isinstance(network.config, kind.config)
-
-
-@pytest.mark.parametrize(
-    "name, count",
-    [("resnet8", 83_892), ("resnet20", 278_324), ("resnet56", 861_620), ("resnet110", 1_736_564),
-     ("resnet8x4", 1_233_540), ("resnet32x4", 7_433_860)],
-)  # fmt: skip
-def test_resnets_have_the_published_parameter_counts(name, count):
-    with torch.device("meta"):
-        assert sum(parameter.numel() for parameter in resnet(name).parameters()) == count
+        network = Encoder.from_preset(name, vocab_size) if vocab_size else resnet(name)
+        if vocab_size:
+            assert network(torch.zeros(2, 8, dtype=torch.long)).shape == (2, 2)
+    assert sum(parameter.numel() for parameter in network.parameters()) == count
 
 
 @pytest.mark.parametrize("name", RESNETS)
@@ -117,21 +84,21 @@ def test_every_resnet_has_its_depth_and_halves_the_picture_twice(name):
 
 BACKWARD = """
 import sys, torch
-sys.path.insert(0, {root!r})
+sys.path.insert(0, sys.argv[1])
 import models
-model = models.ResNet(models.ResNetConfig(8, ({width}, {width}, {width}, 16), 4))
-for _ in range(30):
-    model(torch.randn(32, 3, 16, 16)).square().sum().backward()
-assert all(theta.grad.isfinite().all() for theta in model.parameters())
+for width in (3, 4, 5, 7, 8, 12):
+    model = models.ResNet(models.ResNetConfig(8, (width, width, width, 16), 4))
+    for _ in range(30):
+        model(torch.randn(32, 3, 16, 16)).square().sum().backward()
+    assert all(theta.grad.isfinite().all() for theta in model.parameters()), width
 """
 
 
-@pytest.mark.parametrize("width", [3, *(pytest.param(width, marks=pytest.mark.slow) for width in (4, 5, 7, 8, 12))])
-def test_no_width_steps_into_the_fault_of_narrow_convolutions(width):
+@pytest.mark.slow
+def test_no_width_steps_into_the_fault_of_narrow_convolutions():
     """As on a processor with AVX2 alone. In a process of its own: a crash, or an endless loop, is a failure here."""
     narrow = os.environ | {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
-    code = BACKWARD.format(root=str(ROOT), width=width)
-    done = subprocess.run([sys.executable, "-c", code], env=narrow, capture_output=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", BACKWARD, ROOT], env=narrow, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr[-300:]
 
 
@@ -141,7 +108,8 @@ def test_resnet_equals_its_formula_written_with_functions():
     weights, images = model.state_dict(), torch.randn(4, 3, 8, 8, dtype=torch.float64)
 
     def convolved(x, name, stride=1):
-        x = torch.nn.functional.conv2d(x, weights[f"{name}.0.weight"], None, stride, weights[f"{name}.0.weight"].shape[-1] // 2)
+        weight = weights[f"{name}.0.weight"]
+        x = torch.nn.functional.conv2d(x, weight, None, stride, padding=weight.shape[-1] // 2)
         mean, variance = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), unbiased=False, keepdim=True)
         scale, shift = (weights[f"{name}.1.{part}"][:, None, None] for part in ("weight", "bias"))
         return (x - mean) / (variance + 1e-5).sqrt() * scale + shift
@@ -155,14 +123,14 @@ def test_resnet_equals_its_formula_written_with_functions():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ValueError, match="resnet8"):
-        resnet("resnet18")
-    with pytest.raises(ValueError, match="at most 20"):
-        Encoder(SMALL)(torch.zeros(1, 21, dtype=torch.long))
-    with pytest.raises(ValueError, match="tiny"):
-        Encoder.from_preset("enormous")
-    with pytest.raises(ValueError, match="divisible"):
-        Encoder(EncoderConfig(hidden=10, heads=4))
+    for expected, make in [
+        ("resnet8", lambda: resnet("resnet18")),
+        ("tiny", lambda: Encoder.from_preset("enormous")),
+        ("divisible", lambda: Encoder(EncoderConfig(hidden=10, heads=4))),
+        ("at most 20", lambda: Encoder(SMALL)(torch.zeros(1, 21, dtype=torch.long))),
+    ]:
+        with pytest.raises(ValueError, match=expected):
+            make()
 
 
 def test_a_fresh_encoder_begins_as_bert_does():
@@ -205,43 +173,14 @@ def test_kept_layers_are_those_of_the_network(tmp_path):
     assert torch.equal(models.load(tmp_path / "kept.pt").network(IDS), model(IDS))
 
 
-@dataclasses.dataclass(frozen=True)
-class BagConfig:
-    """A kind of network that models.py does not know."""
-
-    vocab_size: int = 30
-    widths: tuple[int, ...] = (8, 6)
-    max_tokens: int = 50
-    num_labels: int = 2
-
-
-class Bag(torch.nn.Module):
-    """The mean of the words' vectors, a hidden layer, a classifier."""
-
-    def __init__(self, config: BagConfig):
-        super().__init__()
-        self.config, (D, H) = config, config.widths
-        self.words, self.hidden = torch.nn.EmbeddingBag(config.vocab_size, D), torch.nn.Linear(D, H)
-        self.classifier = torch.nn.Linear(H, config.num_labels)
-
-    def forward(self, input_ids, attention_mask=None, token_type_ids=None):
-        return self.classifier(self.hidden(self.words(input_ids)).tanh())
-
-
-@pytest.fixture
-def bags(monkeypatch):
-    monkeypatch.setitem(models.KINDS, "bag", models.Kind(Bag, BagConfig, "sentences"))
-
-
-SHAPES = {"encoder": SMALL, "resnet": ResNetConfig(8, (8, 8, 9, 10), 3), "bag": BagConfig(num_labels=3)}
+SHAPES = {"encoder": SMALL, "resnet": ResNetConfig(8, (8, 8, 9, 10), 3)}
 
 
 # ---------------------------------------------------------------- models that read
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] the plot cast film is was not witty dull fun and but , ##s ##ed".split()
-TEXTS = ["the plot is witty", "dull", "", "the cast is not dull but the films was fun , and the plot witty", "the film bored",
-         "fun and fun and fun"]  # fmt: skip
-PAIRS = [("the plot", "is witty"), ("dull", ""), ("", "the cast is not dull"), ("the film and the plot", "was fun but dull")]
+TEXTS = ["the plot is witty", "dull", "", "the cast is not dull but the films was fun , and the plot", "the film bored"]
+PAIRS = [("the plot", "is witty"), ("dull", ""), ("", "the cast is not dull"), ("the film and the plot", "was fun")]
 
 
 def tokenizer():
@@ -279,18 +218,16 @@ def test_it_reads_what_the_tokenizers_library_gives(texts):
     assert not any(tensor.is_floating_point() for tensor in found.values())
 
 
-@pytest.mark.parametrize("positions, offset, longest", [(512, 0, 128), (128, 0, 128), (20, 0, 20), (20, 2, 18), (131, 2, 128)])
+@pytest.mark.parametrize("positions, offset, longest", [(512, 0, 128), (20, 2, 18)])
 def test_what_is_longer_is_cut_to_what_the_network_reads(positions, offset, longest):
     config = dataclasses.replace(SMALL, max_positions=positions, position_offset=offset)
     model, twin = model_of(Encoder(config)), tokenizer()
     twin.enable_truncation(longest)
+    twin.enable_padding()
     texts = ["the plot is witty , " * 40, "fun", ("the plot " * 70, "dull " * 90), ("fun", "dull " * 200)]
-    found = model.inputs(examples_of(texts))["input_ids"]
-    assert found.shape == (4, longest) and model.lengths(examples_of(texts)).tolist() == [longest, 3, longest, longest]
-    for ids, one in zip(found.tolist(), map(twin.encode, ("the plot is witty , " * 40, "fun"))):
-        assert ids[: len(one.ids)] == one.ids and not any(ids[len(one.ids) :])
-    for ids, one in zip(found[2:].tolist(), (twin.encode(*pair) for pair in texts[2:])):
-        assert ids == one.ids
+    expected = [one.ids for one in twin.encode_batch(texts)]
+    assert model.inputs(examples_of(texts))["input_ids"].tolist() == expected and len(expected[0]) == longest
+    assert model.lengths(examples_of(texts)).tolist() == [longest, 3, longest, longest]
     assert model.logits(examples_of(texts)).shape == (4, 3)
 
 
@@ -346,7 +283,7 @@ def test_it_reads_the_noisy_texts_where_it_shall():
 
 
 def test_products_in_half_precision():
-    """Close to float32's, not the same, with logits in float32 for whoever scores them; and not of the model beside it."""
+    """Close to float32's, not the same; logits in float32 for whoever scores them; not of the model beside it."""
     model, texts = model_of(), examples_of(TEXTS)
     exact = model.logits(texts)
     model.precision = "bf16"
@@ -400,10 +337,9 @@ def test_pairs_scores_and_pictures_are_predicted():
 
 
 @pytest.mark.parametrize("columns, wrong", [
-    (1, "fun"), (1, [3]), (1, [("one", "two")]), (1, [None]), (1, [b"fun"]), (1, ["fun", "\udcff"]), (1, [pictures()[0]]),
-    (2, "fun"), (2, ["one"]), (2, [("one",)]), (2, [("one", "two", "three")]), (2, [("one", 2)]), (2, [("one", "\ud800")]),
-    (0, "fun"), (0, ["fun"]), (0, [pictures()]), (0, [pictures()[0] / 255]), (0, [pictures()[0, 0]]),
-    (0, [pictures()[0].transpose(1, 2, 0)]),
+    (1, "fun"), (1, [3]), (1, [("one", "two")]), (1, ["fun", "\udcff"]), (1, [pictures()[0]]),
+    (2, ["one"]), (2, [("one", "two", "three")]), (2, [("one", 2)]), (2, [("one", "\ud800")]),
+    (0, ["fun"]), (0, [pictures()]), (0, [pictures()[0] / 255]), (0, [pictures()[0].transpose(1, 2, 0)]),
 ])  # fmt: skip
 def test_what_is_no_example_of_its_kind_is_refused(columns, wrong):
     model = model_of(columns=("one", "other")[:columns]) if columns else model_of(build(SHAPES["resnet"]))
@@ -424,10 +360,12 @@ def test_a_tokeniser_that_does_not_fit_is_refused():
     with_gap = {word: n for n, word in enumerate(WORDS)} | {"late": 40}  # fewer words than its highest number
     with pytest.raises(ValueError, match="41 words .* for 30 rows"):
         models.Model(Encoder(SMALL), Tokenizer.from_str(BertWordPieceTokenizer(with_gap).to_str()))
-    with pytest.raises(ValueError, match="expected a tokeniser"):
+    with pytest.raises(ValueError, match="expected a network that reads (sentences|pictures), and a tokeniser only"):
         models.Model(Encoder(SMALL))
-    with pytest.raises(ValueError, match="expected a tokeniser"):
+    with pytest.raises(ValueError, match="expected a network that reads (sentences|pictures), and a tokeniser only"):
         models.Model(build(SHAPES["resnet"]), tokenizer())
+    with pytest.raises(ValueError, match="expected a network that reads pictures"):
+        models.Model(Encoder(SMALL), tokenizer(), columns=())
 
 
 # ---------------------------------------------------------------- saved models
@@ -437,9 +375,9 @@ def examples_for(model):
     return pictures() if not model.columns else examples_of(TEXTS if len(model.columns) == 1 else PAIRS)
 
 
-@pytest.mark.parametrize("kind, columns", [("encoder", 1), ("encoder", 2), ("resnet", 0), ("bag", 1)])
-def test_what_is_saved_is_what_is_read(kind, columns, tmp_path, bags):
-    """Of every kind, one that the test adds among them; from a file, or the directory that holds it."""
+@pytest.mark.parametrize("kind, columns", [("encoder", 1), ("encoder", 2), ("resnet", 0)])
+def test_what_is_saved_is_what_is_read(kind, columns, tmp_path):
+    """Of every kind; from a file, or the directory that holds it."""
     model = model_of(shaken(build(SHAPES[kind])), columns=("one", "other")[:columns])
     model.title = "student of a test"
     model.train()(examples_for(model))  # a norm's running statistics move, too
@@ -466,12 +404,12 @@ def test_a_model_without_a_head_or_without_classes_stays_so(labels, tmp_path):
 
 
 def test_a_flipped_bit_is_noticed(tmp_path):
-    """Wherever it is: the file is refused, or what is read is what was saved (a few bits, such as dates, mean nothing)."""
+    """Wherever it is: the file is refused, or read as it was saved (a few bits, as of dates, mean nothing)."""
     model, path, rng = model_of(), tmp_path / "one.pt", np.random.default_rng(0)
     model.save(path)
     whole, expected = path.read_bytes(), model.logits(examples_of(TEXTS))
     refused = 0
-    for _ in range(150):
+    for _ in range(60):
         content = bytearray(whole)
         content[rng.integers(len(content))] ^= 1 << rng.integers(8)
         path.write_bytes(content)
@@ -481,15 +419,15 @@ def test_a_flipped_bit_is_noticed(tmp_path):
             refused += "\n" not in str(error)
         else:
             assert np.array_equal(twin.logits(examples_of(TEXTS)), expected) and twin.labels == model.labels
-    assert refused > 100
-    for size in (0, 1, len(whole) // 2, len(whole) - 1):
+    assert refused > 40
+    for size in (0, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
         with pytest.raises(CheckpointError, match="one.pt: expected a saved network"):
             models.load(path)
 
 
 @pytest.mark.parametrize("content", [{"format": models.FORMAT, "numbers": torch.arange(5)}, "some\ntext, in UTF-8: é"])
-@pytest.mark.parametrize("fails", ["fsync", "replace"])
+@pytest.mark.parametrize("fails", ["replace"])
 def test_a_file_is_never_half_written(content, fails, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -501,7 +439,7 @@ def test_a_file_is_never_half_written(content, fails, tmp_path, monkeypatch):
         with pytest.raises(OSError, match="No space left"):
             models.write_whole(path, content)
     assert path.read_text() == "the old one" and [*tmp_path.iterdir()] == [path]
-    (tmp_path / "file.part").write_text("what a killed process left, longer than the content" * 1000)
+    (tmp_path / f"file.{os.getpid()}.part").write_text("what a killed process left, longer than the content" * 1000)
     models.write_whole(path, content)
     assert [*tmp_path.iterdir()] == [path]
     if isinstance(content, str):
@@ -526,13 +464,10 @@ class Bomb:
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"format": None}, f"format 1, expected {models.FORMAT}: make it again"),  # as an older version of this code wrote it
-    ({"format": models.FORMAT + 1}, f"format {models.FORMAT + 1}, expected {models.FORMAT}"),
-    ({"kind": "perceptron"}, "perceptron"), ({"kind": None}, "kind"), ({"config": None}, "config"), ({"weights": None}, "weights"),
-    ({"config": {"width": 3}}, "width"), ({"config": {"hidden": "wide"}}, "str"), ({"config": {"hidden": 20}}, "size mismatch"),
-    ({"weights": {"words.weight": torch.zeros(30, 16)}}, "Missing key"), ({"weights": Bomb("owned")}, "expected a saved network"),
+    ({"format": None}, f"format 1, expected {models.FORMAT}: make it again"),  # by an older version of this code
+    ({"kind": "perceptron"}, "perceptron"), ({"config": None}, "config"), ({"config": {"width": 3}}, "width"),
+    ({"config": {"hidden": 20}}, "size mismatch"), ({"weights": Bomb("owned")}, "expected a saved network"),
     ({"tokenizer": "{}"}, "expected a saved network"), ({"tokenizer": None}, "tokenizer"), ({"labels": None}, "labels"),
-    ({"config": {"vocab_size": 10}}, "size mismatch"),
 ])  # fmt: skip
 def test_a_file_that_cannot_be_read_is_told_of_in_one_line(change, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -544,14 +479,14 @@ def test_a_file_that_cannot_be_read_is_told_of_in_one_line(change, message, tmp_
     with pytest.raises(CheckpointError) as error:
         models.load("network.pt")
     assert str(error.value).startswith("network.pt: expected a saved network") and message in str(error.value)
-    assert "\n" not in str(error.value) and [path.name for path in tmp_path.iterdir()] == ["network.pt"]  # no code was run
+    assert "\n" not in str(error.value) and [path.name for path in tmp_path.iterdir()] == [
+        "network.pt"
+    ]  # no code was run
 
 
 def test_what_is_not_there_or_something_else_is_named(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     (tmp_path / "text.pt").write_text("hello")
-    (tmp_path / "directory" / "metadistil.pt").mkdir(parents=True)
-    places = [tmp_path / name for name in ("list.pt", "text.pt", "directory", "nothing.pt")]
-    for path in [*places, tmp_path, "bert-base-uncased"]:
+    for path in [tmp_path / "list.pt", tmp_path / "text.pt", tmp_path / "nothing.pt", tmp_path, "bert-base-uncased"]:
         with pytest.raises(CheckpointError, match=f"{path}: expected a saved network"):
             models.load(path)

@@ -35,21 +35,16 @@ PAGE, TEMPLATE = ((report.HERE / name).read_text(encoding="utf-8") for name in (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder in which three rows have been run, two of them with the teachers of the first; one is an idea."""
-    folder = tmp_path_factory.mktemp("studies")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(results, "FOUND", folder / "results.jsonl")
-        results.run_study("noise", ROWS, 2)
-    return folder
+    return tmp_path_factory.mktemp("studies")
 
 
 @pytest.fixture()
 def found(folder, monkeypatch):
-    """What these rows found."""
+    """The record of three rows, run at first use; two have the teachers of the first, and one of these is an idea."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(results, "FOUND", folder / "results.jsonl")
     monkeypatch.setattr(results, "read_studies", lambda: {"noise": STUDY})
+    results.run_study("noise", ROWS, 2)
     return results.read_found()
 
 
@@ -64,7 +59,7 @@ def test_rows_run_once_and_are_noted(found, monkeypatch):
     assert sorted(found) == sorted(("noise", row) for row in ROWS)
     monkeypatch.setattr(results, "run_row", lambda *_: pytest.fail("run twice"))
     results.run_study("noise", ROWS, 2)
-    entry, of_plain = found["noise", "metadistil-0.4"], found["noise", "plain-0.4"]["models"]
+    entry, plain = found["noise", "metadistil-0.4"], found["noise", "plain-0.4"]
     assert entry["command"] == f"python train.py {ROWS['metadistil-0.4']} --out runs/results/noise/metadistil-0.4"
     assert found["noise", "less-the-mean-0.4"]["command"].startswith("python notebooks/methods.py --task sst2")
     finished = train.resume("runs/results/noise/metadistil-0.4").results
@@ -74,7 +69,7 @@ def test_rows_run_once_and_are_noted(found, monkeypatch):
         for name in seeds[0]["scores"]:
             assert np.allclose(noted[name], [seed["scores"][name] for seed in seeds], atol=1e-6)
         assert [len(of) for of in noted["by_epoch"]] == [len(seed["by_epoch"]) for seed in seeds]
-    assert entry["models"][BEFORE]["dev accuracy"] == of_plain[BEFORE]["dev accuracy"]
+    assert entry["models"][BEFORE]["dev accuracy"] == plain["models"][BEFORE]["dev accuracy"]
 
 
 def test_a_row_whose_teachers_are_gone_has_them_trained_again(tmp_path, monkeypatch):
@@ -83,10 +78,9 @@ def test_a_row_whose_teachers_are_gone_has_them_trained_again(tmp_path, monkeypa
     monkeypatch.setattr(results, "noted", lambda study, row, flags: {"study": study, "row": row})
     monkeypatch.setattr(results, "FOUND", tmp_path / "results.jsonl")
     results.FOUND.write_text(json.dumps({"study": "noise", "row": "plain-0.4"}) + "\n")
-    rows = ["plain-0.4", "metadistil-0.4"]
-    results.run_study("noise", {row: ROWS[row] for row in rows}, 1)
-    assert run == rows  # and what is on record is not noted twice:
-    assert [json.loads(line)["row"] for line in results.FOUND.read_text().splitlines()] == rows
+    results.run_study("noise", {row: ROWS[row] for row in ("plain-0.4", "metadistil-0.4")}, 1)
+    noted = [json.loads(line)["row"] for line in results.FOUND.read_text().splitlines()]
+    assert run == noted == ["plain-0.4", "metadistil-0.4"]  # what is on record is not noted twice
 
 
 @pytest.mark.parametrize("status, said, found", [(2, "a warning\ntrain.py: no", "status 2: train.py: no"),
@@ -128,8 +122,7 @@ def test_sst2_gets_a_test_set_out_of_its_training_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "glue" / "SST-2"
     folder.mkdir(parents=True)
-    lines = [f"sentence {n}\t{n % 2}\n" for n in range(3000)]
-    (folder / "train.tsv").write_text("".join(["sentence\tlabel\n", *lines]))
+    (folder / "train.tsv").write_text("sentence\tlabel\n" + "".join(f"sentence {n}\t{n % 2}\n" for n in range(3000)))
     (folder / "dev.tsv").write_text("sentence\tlabel\na dev sentence\t1\n")
     results.prepare()
     task = train.data.load_task("sst2", "runs/results/glue", 100)
@@ -142,9 +135,14 @@ KNOWN = {"train.py": {name: method for name, method in train.METHODS.items() if 
 
 
 def accepted(script, flags, monkeypatch):
-    """What a program makes of its flags; fails if it refuses them."""
+    """The configuration that a program makes of its flags; fails if it refuses one."""
     monkeypatch.setattr(train, "METHODS", KNOWN[script])
-    return train.checked(train.parse(flags))
+    given = train.parse(flags)
+    config = train.Config(**train.DEFAULTS["files"] | given)
+    for field in train.dataclasses.fields(config):
+        if field.name in given:
+            train.checked(field, given[field.name], train.checked_methods(config.methods))
+    return config
 
 
 @pytest.mark.parametrize("study", results.studies())
@@ -154,19 +152,18 @@ def test_every_command_of_studies_and_record_is_one_of_todays(study, monkeypatch
     rows, record = results.studies()[study], results.read_found()
     for row, flags in rows.items():
         script, *words = results.command_of(study, row, flags)
-        given = accepted(script, words, monkeypatch)
+        config = accepted(script, words, monkeypatch)
         taken = [other for other in rows if f"/{study}/{other}/" in flags]
         assert all(list(rows).index(other) < list(rows).index(row) for other in taken)
         if (study, row) in record:
             entry = record[study, row]
             python, script_then, *words = entry["command"].split()
-            assert (python, script_then) == ("python", script) and accepted(script, words, monkeypatch) == given
-            config = train.Config(**train.FILES | given)
+            assert (python, script_then) == ("python", script) and accepted(script, words, monkeypatch) == config
             assert {len(model["seconds"]) for model in entry["models"].values()} == {config.seeds}
-            trained = [title.removeprefix("student ") for title in entry["models"] if title.startswith("student")]
-            taught = [title.split(" after ")[1] for title in entry["models"] if title.startswith("teacher after")]
-            assert trained == config.methods.split(",")
-            assert taught == [name for name in trained if train.METHODS[name].teacher == "learning"]
+            titles = [title.rsplit(" ", 1) for title in entry["models"]]
+            assert [name for whose, name in titles if whose == "student"] == config.methods.split(",")
+            learning = [name for name in config.methods.split(",") if train.METHODS[name].teacher == "learning"]
+            assert [name for whose, name in titles if whose == "teacher after"] == learning
 
 
 def test_the_page_has_every_command_of_the_record(monkeypatch):
@@ -217,8 +214,8 @@ def test_tables_figure_and_page_compare_with_kd_seed_by_seed(found, tmp_path, mo
     (tmp_path / "template.md").write_text("\n".join(f"{{{{{words}}}}}" for words in asked))
     monkeypatch.setattr(report, "HERE", tmp_path)
     compared, mean, changed, *not_run, _, _, answer = report.page().splitlines()
-    assert compared == f"{report.verdict(ours, kd)}, {less_kd[0]}" and (mean, changed) == (train.spread(kd), less_kd[1])
-    assert not_run == ["not run", "not run"]
+    assert compared == f"{report.verdict(ours, kd)}, {less_kd[0]}"
+    assert [mean, changed, *not_run] == [train.spread(kd), less_kd[1], "not run", "not run"]
     assert answer.startswith("| SST-2, pretrained, 40% wrong |") and compared in answer
 
 
@@ -260,8 +257,8 @@ def test_beside_every_gain_over_kd_are_its_rivals():
     """Where a table has a student ahead of kd, its section says what the same quiz does without MetaDistil."""
     alone, tuned = f"{report.ALONE} student finetune", "tuned-kd student kd"
     reviews = [report.change(f"reviews {rival} / plain student kd") for rival in (alone, tuned)]
-    alone, tuned = "quiz-alone student finetune", "tuned-kd-0.4 student kd"
-    noise = [report.change(f"noise {rival} / plain-0.4 student kd") for rival in (alone, tuned)]
+    noise = ("quiz-alone student finetune", "tuned-kd-0.4 student kd")
+    noise = [report.change(f"noise {rival} / plain-0.4 student kd") for rival in noise]
     right = [report.mean("right plain student finetune"), report.mean(f"reviews {report.ALONE} student finetune")]
     rivals = {"reviews": reviews, "ideas": reviews, "right": right, "noise": noise, "own-sst2": noise}
     tables = {words.split()[0]: report.overview(words) for words in re.findall(r"\{\{overview (.*?)\}\}", TEMPLATE)}

@@ -1,105 +1,207 @@
-"""Notebook 02's scene: what it shows of a step is what metadistil.py computes."""
+"""Notebook 02's scene: what it shows of a step is what metadistil.py computes, in Python and on its page."""
 
+import json
+import math
 import re
 import sys
 from functools import partial
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, chromium
 
 import metadistil
 
 sys.path.insert(0, str(ROOT / "notebooks"))
-for package in ("matplotlib", "IPython", "PIL"):
-    pytest.importorskip(package)
+pytest.importorskip("IPython")
 import scene  # noqa: E402
+
+KEYS = [part.key for part in scene.PARTS]
+
+
+def expected(theta_S, phi, pilot_lr, temperature, alpha, teacher_lr, **_):
+    """{key: value} of the nine parts, from a trace of our own. Only the velocity is not in a trace: here by forward
+    mode through the gradient step."""
+    theta_S, phi = (torch.as_tensor(number, dtype=torch.float64) for number in (theta_S, phi))
+    loss = partial(metadistil.kd_loss, alpha=alpha, temperature=temperature)
+    trace = {}
+    metadistil.meta_gradient(
+        scene.Student(theta_S), scene.Teacher(phi), *scene.WORLD[:2], pilot_lr=pilot_lr, loss=loss, trace=trace
+    )
+
+    def tip(phi):
+        return theta_S - pilot_lr * torch.func.grad(scene.inner_loss)(theta_S, phi, temperature, alpha)
+
+    values = {key: trace[key] for key in KEYS if key in trace}
+    values = {key: next(iter(value.values())) if isinstance(value, dict) else value for key, value in values.items()}
+    values["velocity"] = torch.func.jacfwd(tip)(phi)
+    return values | {"new_angle": (phi - teacher_lr * values["meta_gradient"]).rad2deg()}
+
+
+def largest_difference(found, wanted):
+    """Over all nine values; relative where they are large."""
+    assert sorted(found) == sorted(wanted) == sorted(KEYS)
+    pairs = [(torch.as_tensor(found[key], dtype=torch.float64), wanted[key].detach()) for key in KEYS]
+    return max(((one - other).abs() / other.abs().clamp(min=1)).max().item() for one, other in pairs)
+
 
 SETTINGS = [(160.0, 2.0, 2.0, 0.8), (35.0, 0.5, 1.0, 0.3), (250.0, 5.0, 4.5, 1.0), (90.0, 3.0, 2.0, 0.0)]
 
 
-def numbers(text):
-    """The numbers in a printed value."""
-    return [float(number) for number in re.findall(r"-?\d+\.\d+", text.replace("−", "-"))]
-
-
-def expected(degrees, pilot_lr, temperature, alpha):
-    """The values of the nine parts, from a trace of our own. 7 is not in a trace: by a central difference."""
-    student, phi = scene.Student(scene.THETA_S), torch.tensor(degrees, dtype=torch.float64).deg2rad()
-    settings = {"pilot_lr": pilot_lr, "loss": partial(metadistil.kd_loss, alpha=alpha, temperature=temperature)}
-    trace, h = {}, 1e-5
-    metadistil.meta_gradient(student, scene.Teacher(phi), scene.WORLD.batch, scene.WORLD.quiz, trace=trace, **settings)
-    tips = [
-        metadistil.pilot_update(student, scene.WORLD.batch, scene.Teacher(angle)(scene.WORLD.batch[0]), **settings)[
-            "theta"
-        ]
-        for angle in (phi + h, phi - h)
-    ]
-    slope = trace["meta_gradient"]["phi"]
-    return [
-        trace["teacher_logits"][0], trace["inner_loss"], trace["pilot_gradient"]["theta"],
-        trace["theta_S_prime"]["theta"], trace["quiz_loss_after"], trace["v"]["theta"],
-        (tips[0] - tips[1]).detach() / (2 * h), slope, (phi - 2.5 * slope).rad2deg(),
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_every_printed_value_is_the_traces(settings, capsys):
-    for step, value in enumerate(expected(*settings), start=1):
-        scene.scene(*settings, step=step)
-        printed = capsys.readouterr().out
-        assert printed.startswith(f"{step}. ") and printed.count("\n") == 1
-        found = numbers(printed.rpartition("value")[2])
-        assert torch.allclose(torch.tensor(found[: value.numel()]), value.float().reshape(-1), atol=1e-4), printed
+def test_one_step_is_what_metadistil_computes(settings):
+    theta_S, teacher_lr = torch.tensor([-1.5, 0.25], dtype=torch.float64), 0.7
+    found = {part.key: part.value for part in scene.one_step(*settings, theta_S, teacher_lr).parts}
+    degrees, pilot_lr, temperature, alpha = settings
+    wanted = expected(theta_S, math.radians(degrees), pilot_lr, temperature, alpha, teacher_lr)
+    assert largest_difference(found, wanted) < 1e-9
 
 
 def test_the_meta_gradient_is_the_product_of_the_two_arrows():
-    parts = scene.one_step().parts
-    v, velocity, product = (parts[k - 1].value for k in (6, 7, 8))
+    v, velocity, product = (part.value for part in scene.one_step().parts[5:8])
     assert torch.allclose(v @ velocity, product, rtol=1e-12)
 
 
-def arrows(ax):
-    """The colours of the arrows in a picture."""
-    return [text.arrow_patch.get_edgecolor() for text in ax.texts if getattr(text, "arrow_patch", None)]
+def test_the_page_holds_the_words_and_the_world_of_scene_py():
+    text = scene.PAGE.read_text(encoding="utf-8")
+    assert scene.written_into(text) == text, "run python notebooks/scene.py"
+    assert not re.search(r"""(src|href)=|@import|url\(|fetch\(|\w://""", text)  # it stands alone
+    frame = scene.page().data
+    assert len(frame) < 300_000 and "data:image/png" in frame and 'href="scene.html"' in frame
 
 
-def test_each_step_lights_its_own_box_and_its_own_arrow():
-    lit_colour = scene.draw.plt.matplotlib.colors.to_rgba(scene.draw.LIT)
-    for step in range(1, 10):
-        chain, plane, _ = scene.scene(step=step).get_axes()
-        boxes = [text for text in chain.texts if text.get_text()]
-        assert [box.get_color() for box in boxes].index("white") == step - 1 and len(boxes) == 9
-        lit = [number for number, colour in enumerate(arrows(chain), start=2) if colour == lit_colour]
-        assert lit == ([step] if step > 1 else [])
-        assert arrows(plane).count(lit_colour) == {2: 0, 5: 0, 8: 2}.get(step, 1)  # 2 and 5 light a curve instead
+# ---- In a browser
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    found = chromium(tmp_path_factory.mktemp("browser") / "profile")
+    yield found
+    found.quit()
+
+
+@pytest.fixture
+def page(browser):
+    """The page as it is when opened."""
+    browser.get(scene.PAGE.as_uri())
+    yield browser
+    assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+
+
+def values_and_state(page):
+    """What the page says of a step, and the settings that it says it of."""
+    return page.execute_script("return [scene.values(), state]")
+
+
+def differences(page):
+    values, state = values_and_state(page)
+    return largest_difference(values, expected(**state))
+
+
+def drag(page, selector, number):
+    """Take a handle somewhere else, at random."""
+    from selenium.webdriver import ActionChains
+
+    page.execute_script("scrollTo(0, 0)")
+    handle = page.find_elements("css selector", selector)[number]
+    right, down = (int(step) for step in torch.randint(-60, 60, (2,)))
+    ActionChains(page).click_and_hold(handle).move_by_offset(right, down).move_by_offset(5, 3).release().perform()
+
+
+def random_settings():
+    a, b, angle, pilot_lr, temperature, alpha, teacher_lr = torch.rand(7, dtype=torch.float64).tolist()
+    return {
+        "theta_S": [6 * a - 3, 6 * b - 3], "phi": 12 * angle - 3, "pilot_lr": 0.1 + 39 * pilot_lr**3,
+        "temperature": 0.3 + 8 * temperature, "alpha": alpha, "teacher_lr": 10 * teacher_lr,
+    }  # fmt: skip
 
 
 @pytest.mark.slow
-def test_the_player_stands_alone_and_is_small():
-    page = scene.player().data
-    assert len(page) < 1.5e6 and page.count("data:image/png") == 1 + 9  # the first stands there from the beginning
-    assert not re.search(r"""(src|href)=["']?\w+:(?!image)|//[\w.-]+\.(com|org|net)""", page)  # nothing from the net
-    step = scene.one_step()
-    rows = re.findall(r"<tr title.*?</tr>", page)
-    assert len(rows) == 9 and all(scene.written(part) in row for part, row in zip(step.parts, rows))
+def test_every_number_of_the_page_is_metadistils(page):
+    from selenium.webdriver import Keys
+
+    seen = set()
+    for turn in range(4):
+        page.execute_script(f"scene.set({json.dumps(random_settings())})")
+        handles = page.find_elements("css selector", ".handle")
+        slider = page.find_elements("css selector", "[type=range]")[turn]
+        for act in (
+            lambda: None,
+            lambda: drag(page, ".handle.teacher", turn % 3),
+            lambda: drag(page, ".handle.student", turn % 2),
+            lambda: handles[turn].send_keys(Keys.ARROW_UP, Keys.SHIFT + Keys.ARROW_LEFT),
+            lambda: slider.send_keys(Keys.ARROW_LEFT * 7),
+        ):
+            act()
+            assert differences(page) < 1e-9
+            seen.add(json.dumps(values_and_state(page)))
+    assert len(seen) == 20  # each act has changed something
 
 
-def test_without_ipywidgets_one_line_says_so(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    scene.poke()
-    printed = capsys.readouterr().out
-    assert printed.count("\n") == 1 and "pip install ipywidgets" in printed
+@pytest.mark.slow
+def test_a_wrong_formula_would_be_seen(browser, tmp_path):
+    text = scene.PAGE.read_text(encoding="utf-8")
+    for right, wrong in (
+        ("* sigma(-t / T) *", "*"),
+        ("sigma(s) - y)", "sigma(s))"),
+        ("alpha * T * T * kl", "alpha * kl"),
+    ):
+        assert right in text
+        (tmp_path / "wrong.html").write_text(text.replace(right, wrong), encoding="utf-8")
+        browser.get((tmp_path / "wrong.html").as_uri())
+        assert differences(browser) > 1e-3
+    with pytest.raises(AssertionError):
+        assert differences(browser) < 1e-9
 
 
-def test_sliders_move_all_five(monkeypatch, capsys):
-    widgets = pytest.importorskip("ipywidgets")
-    shown = []
-    monkeypatch.setattr(widgets, "interact", lambda function, **sliders: shown.append((function, sliders)))
-    scene.poke()
-    function, sliders = shown[0]
-    assert list(sliders) == ["degrees", "pilot_lr", "temperature", "alpha", "step"]
-    assert (sliders["step"].min, sliders["step"].max) == (1, 9)
-    for name, slider in sliders.items():
-        for end in (slider.min, slider.max):  # the scene is drawn at both ends of every slider
-            function(**{other: one.value for other, one in sliders.items()} | {name: end})
+def shown(page):
+    """The value of each part, as the page writes it."""
+    return [cell.text for cell in page.find_elements("css selector", "tbody td:last-child")]
+
+
+@pytest.mark.slow
+def test_what_is_written_in_the_rows_are_the_values(page):
+    values, _ = values_and_state(page)
+    numbers = [re.findall(r"-?\d+\.\d+", text.replace("−", "-")) for text in shown(page)]
+    for key, found in zip(KEYS, numbers):
+        wanted = values[key][0] if key == "teacher_logits" else values[key]
+        assert [float(number) for number in found] == pytest.approx(
+            wanted if isinstance(wanted, list) else [wanted], abs=5e-5
+        )
+
+
+@pytest.mark.slow
+def test_a_whole_step_is_metadistil_step_and_back_undoes_it(page):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    student, teacher = scene.Student(scene.THETA_S), scene.Teacher(scene.WRONG)
+    optimizers = (
+        torch.optim.SGD(student.parameters(), scene.STUDENT_LR),
+        torch.optim.SGD(teacher.parameters(), scene.TEACHER_LR),
+    )
+    loss = partial(metadistil.kd_loss, alpha=scene.ALPHA, temperature=scene.TEMPERATURE)
+    metadistil.metadistil_step(student, teacher, *scene.WORLD[:2], *optimizers, pilot_lr=scene.PILOT_LR, loss=loss)
+    page.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-reduced-motion", "value": "reduce"}]}
+    )
+    buttons = {button.text: button for button in page.find_elements("css selector", ".buttons button")}
+    buttons["one whole step"].click()
+    WebDriverWait(page, 20).until(lambda _: len(values_and_state(page)[1]["trail"]) > 1)
+    _, state = values_and_state(page)
+    assert state["phi"] == pytest.approx(teacher.phi.item(), abs=1e-12)
+    assert state["theta_S"] == pytest.approx(student.theta.tolist(), abs=1e-12)
+    buttons["back"].click()
+    _, state = values_and_state(page)
+    assert (state["theta_S"], state["phi"]) == (scene.THETA_S.tolist(), scene.WRONG)
+
+
+@pytest.mark.slow
+def test_without_create_graph_the_copy_moves_and_the_teacher_hears_nothing(page):
+    before, _ = values_and_state(page)
+    page.find_element("css selector", "[role=switch]").click()
+    drag(page, ".handle.teacher", 0)
+    after, state = values_and_state(page)
+    assert after["theta_S_prime"] != before["theta_S_prime"]
+    assert after["velocity"] is None and after["meta_gradient"] is None
+    assert after["new_angle"] == pytest.approx(math.degrees(state["phi"]))
+    assert "create_graph" in page.find_element("id", "says").text and shown(page)[7].startswith("none")

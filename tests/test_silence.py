@@ -296,3 +296,33 @@ def test_a_parameter_that_both_train_is_refused():
         meta_gradient(student, teacher, exam(5), exam(4), pilot_lr=0.3)
     student[0].weight.requires_grad_(False)
     assert meta_gradient(student, teacher, exam(5), exam(4), pilot_lr=0.3).quiz_loss > 0
+
+
+class Kept(nn.Module):
+    """Reads its weights from a list, where no replacement finds them."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 4))
+        self.kept = [self.weight]
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.kept[0])
+
+
+class Renormed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(9, 3, max_norm=1.0)
+
+    def forward(self, x):
+        return self.table(x.argmax(dim=1))
+
+
+@pytest.mark.parametrize("mode", metadistil.MODES)
+def test_networks_whose_weights_cannot_be_replaced_are_refused(mode):
+    """Before, the meta-gradient of the first was 0, and the second's weights had changed."""
+    batch, plain = (torch.randn(6, 4), torch.randint(3, (6,))), nn.Linear(4, 3)
+    for student, teacher, expected in [(Kept(), plain, "by its name"), (Renormed(), plain, "max_norm"), (plain, Renormed(), "max_norm")]:
+        with pytest.raises(ValueError, match=expected):
+            metadistil.meta_gradient(student, teacher, batch, batch, pilot_lr=0.1, mode=mode)
