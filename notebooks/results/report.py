@@ -176,7 +176,7 @@ def settings_of(study):
 
 
 def of_line(setting, kind, title):
-    """The scores (seeds,) of a line of the study "noise" in one setting; the quiz alone has one row for all settings."""
+    """The scores (seeds,) of a line of the study "noise" in one setting; the quiz alone has one row for all."""
     found = scores("noise", f"{kind}-{setting}", title)
     return found if len(found) else scores("noise", kind, title)
 
