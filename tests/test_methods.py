@@ -1,4 +1,4 @@
-"""notebooks/methods.py: patient KD, and a program of its own. What its other methods do: test_results.py."""
+"""notebooks/methods.py: patient KD, and a program of its own. What its other methods do: test_ideas.py."""
 
 import os
 import subprocess
