@@ -195,8 +195,10 @@ def test_the_page_is_served_when_the_browser_opens_and_ctrl_c_ends_it_quietly(fi
 
     monkeypatch.setattr(demo, "open_browser", browse)
     monkeypatch.setattr(os, "_exit", found.append)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
     with contextlib.suppress(KeyboardInterrupt):
         demo.main([str(finished.out), "--port", "0"])
+    signal.signal(signal.SIGINT, before)
     assert found == [demo.PAGE, 130] and capfd.readouterr() == ("", "")
 
 
