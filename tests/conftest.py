@@ -16,6 +16,8 @@ from pathlib import Path
 # beside other work they wait for each other, and a step of 0.3 s took 30 s.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"  # the tests' own servers
+
 import pytest
 import torch
 
