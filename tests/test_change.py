@@ -119,40 +119,69 @@ def test_mutual_learning_is_a_row_and_a_function(tmp_path, monkeypatch):
     assert "teacher after mutual" in finished.table
 
 
-def example_weights(stage):
-    """Ren et al. 2018: the quiz teaches one weight for each training example."""
-    stage.weights = nn.ParameterList([torch.ones(len(stage.task.train))])
-    stage.changing.append(stage.weights)
-    stage.teacher_optimizer.add_param_group({"params": stage.weights.parameters()})
-    return lambda z_S, z_T, labels: metadistil.hard_loss(z_S, labels)
+def learns(stage, *values):
+    """Give the stage parameters that begin with these values. The teacher's optimiser learns them."""
+    stage.own = nn.ParameterList(values)
+    stage.changing.append(stage.own)
+    stage.teacher_optimizer.add_param_group({"params": stage.own.parameters()})
 
 
-def weighted_step(stage, batch, rows, k):
-    """The weights learn from the quiz, then the student from the weighted loss."""
-
-    def loss(z_S, weights, labels):
-        return (weights[rows] * nn.functional.cross_entropy(z_S, labels, reduction="none")).mean()
-
-    weights = metadistil.leaf(stage.weights[0])
-    theta_S_prime = metadistil.pilot_update(stage.learner, batch, weights, stage.config.pilot_lr, loss)
+def own_update(stage, batch, k, loss):
+    """The stage's parameters learn from the quiz, then the student from the loss (student_outputs, own, labels)."""
+    own = tuple(map(metadistil.leaf, stage.own))
+    theta_S_prime = metadistil.pilot_update(stage.learner, batch, own, stage.config.pilot_lr, loss)
     _, v = metadistil.quiz_gradient(stage.learner, theta_S_prime, stage.quiz(k), stage.quiz_loss)
-    [stage.weights[0].grad] = metadistil.second_order(theta_S_prime, weights, v)
+    for value, gradient in zip(stage.own, metadistil.second_order(theta_S_prime, own, v)):
+        value.grad = gradient
     stage.teacher_optimizer.step()
-    learnt = stage.weights[0].detach()
+    learnt = tuple(value.detach() for value in stage.own)
     of_student = lambda z_S, _, labels: loss(z_S, learnt, labels)  # noqa: E731
     return {"loss": metadistil.real_update(stage.learner, [], batch, stage.optimizer, of_student)}
 
 
-def test_a_method_with_parameters_of_its_own_can_be_stopped_and_resumed(tmp_path, monkeypatch):
+def example_weights(stage):
+    """Ren et al. 2018: the quiz teaches one weight for each training example."""
+    learns(stage, torch.ones(len(stage.task.train)))
+    return lambda z_S, z_T, labels: metadistil.hard_loss(z_S, labels)
+
+
+def weighted_step(stage, batch, rows, k):
+    def loss(z_S, own, labels):
+        return (own[0][rows] * nn.functional.cross_entropy(z_S, labels, reduction="none")).mean()
+
+    return own_update(stage, batch, k, loss)
+
+
+def alpha_and_temperature(stage):
+    """The quiz teaches α and T."""
+    learns(stage, torch.zeros(()), torch.zeros(()))
+    return train.logits_loss(stage)
+
+
+def tempered_step(stage, batch, rows, k):
+    with torch.no_grad():
+        z_T = metadistil.teach(stage.teachers, batch[0])
+
+    def loss(z_S, own, labels):
+        alpha, temperature = own[0].sigmoid(), own[1].exp()
+        return alpha * metadistil.soft_loss(z_S, z_T, temperature) + (1 - alpha) * metadistil.hard_loss(z_S, labels)
+
+    return own_update(stage, batch, k, loss)
+
+
+@pytest.mark.parametrize("loss, step", [(example_weights, weighted_step), (alpha_and_temperature, tempered_step)])
+def test_a_method_with_parameters_of_its_own_can_be_stopped_and_resumed(loss, step, tmp_path, monkeypatch):
     stages = []
 
     def noted_step(stage, *rest):
         stages.append(stage)
-        return weighted_step(stage, *rest)
+        return step(stage, *rest)
 
-    monkeypatch.setitem(train.METHODS, "own", train.Method("learning", False, example_weights, noted_step))
+    monkeypatch.setitem(train.METHODS, "own", train.Method("learning", False, loss, noted_step))
     settings = {"methods": "own", "teacher_lr": 0.1, "student_lr": 0.01}
     whole = train.run(small(tmp_path / "whole", **settings))
-    assert (stages[-1].weights[0] != 1).float().mean() > 0.9
+    begun, ended = stages[0].own, stages[-1].own  # the first was but tried out
+    for one, other in zip(begun, ended, strict=True):
+        assert (one != other).float().mean() > 0.9
     run_with_stops(small(tmp_path / "stopped", **settings), 3)
     assert_same_numbers(whole.out, tmp_path / "stopped")
