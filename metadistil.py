@@ -398,8 +398,9 @@ def teach(teachers, inputs):
 
 def mean_over_ranks(tensors, examples: int) -> list[Tensor]:
     """Averages each tensor over the processes of torch.distributed, weighted by how many examples each process has, so
-    that means over its examples become means over all examples. A tensor takes the averaged value but keeps its own
-    graph: v is the same everywhere, so the mean of the processes' meta-gradients is that of the whole batch."""
+    that means over its examples become means over all examples; with one process, the tensors as they are. A tensor
+    takes the averaged value but keeps its own graph: v is the same everywhere, so the mean of the processes'
+    meta-gradients is that of the whole batch."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return list(tensors)
     means = []

@@ -1,8 +1,8 @@
 """The world of notebook 02, and one step of MetaDistil in it, in nine parts. Every number comes from metadistil.py.
 
 The student has two weights. The teacher has one parameter, an angle: all that it can do is turn. So every object of the
-algorithm is a point, an arrow or a curve of one plane. scene.html shows that plane, to be
-taken in the hand; figures02.py draws it for paper.
+algorithm is a point, an arrow or a curve of one plane. scene.html shows that plane, to be taken in the hand;
+figures02.py draws it for paper.
 
 `python notebooks/scene.py` writes the words of the nine parts and the points of the world into scene.html.
 """
