@@ -121,7 +121,7 @@ def said(how, *found, missing=""):
 
 
 def compare(words, how=difference):
-    """Of words like "STUDY ROW TITLE / ROW TITLE": the first model less the second, seed by seed."""
+    """Of words like "STUDY ROW TITLE / ROW TITLE": the first model minus the second, seed by seed."""
     ours, theirs = words.split(" / ")
     study, row, title = ours.split(maxsplit=2)
     other_row, other_title = theirs.split(maxsplit=1)
@@ -157,15 +157,15 @@ def mean(words):
 def answer():
     """A line for each of ANSWERS that has been run: kd's student; what differs from it, seed by seed; and what the quiz
     did to the teacher."""
-    rows = [["", "kd", "kd less finetune", "metadistil", "quiz alone", "tuned teacher", "teacher after less before"]]
+    rows = [["", "kd", "kd minus finetune", "metadistil", "quiz alone", "tuned teacher", "teacher, after minus before"]]
     for about, (study, plain, meta, *rivals) in ANSWERS.items():
         if on_record(study, plain, meta):
             kd, finetune = scores(study, plain, "student kd"), scores(study, plain, "student finetune")
             before, after = scores(study, plain, "teacher before"), scores(study, meta, "teacher after metadistil")
             alone, tuned = rivals or (None, None)
             others = [(meta, "student metadistil"), (alone, "student finetune"), (tuned, "student kd")]
-            less_kd = [said(difference, scores(study, *other), kd) for other in others]
-            rows.append([about, train.spread(kd), difference(kd, finetune), *less_kd, difference(after, before)])
+            minus_kd = [said(difference, scores(study, *other), kd) for other in others]
+            rows.append([about, train.spread(kd), difference(kd, finetune), *minus_kd, difference(after, before)])
     return train.layout(rows)
 
 
@@ -183,17 +183,17 @@ def of_line(setting, kind, title):
 
 def noise():
     """The study "noise", two tables: a column for each share of wrong labels, a line for each of LINES with its scores;
-    then the students again, each less the kd of its share."""
+    then the students again, each minus the kd of its share."""
     settings = settings_of("noise")
     kd = [of_line(setting, *LINES["kd"][:2]) for setting in settings]
-    of_scores, of_differences = [["score", *settings]], [["less kd", *settings]]
+    of_scores, of_differences = [["score", *settings]], [["minus kd", *settings]]
     for label, (kind, title, look) in LINES.items():
         found = [of_line(setting, kind, title) for setting in settings]
         if any(map(len, found)):
             of_scores.append([label, *(said(train.spread, ours) for ours in found)])
             if look and label != "kd":
-                less_kd = [said(train.paired_difference, *pair) for pair in zip(found, kd)]
-                of_differences.append([label, *less_kd])
+                minus_kd = [said(train.paired_difference, *pair) for pair in zip(found, kd)]
+                of_differences.append([label, *minus_kd])
     return f"{train.layout(of_scores)}\n{train.layout(of_differences)}"
 
 
@@ -229,7 +229,7 @@ def overview(words):
     if not found:
         return "Not run."
     first, *_ = found.values()
-    table = [["flags", "student", "score", "less kd", "kd", "teacher", "teacher after", "minutes"]]
+    table = [["flags", "student", "score", "minus kd", "kd", "teacher", "teacher after", "minutes"]]
     for row, models in found.items():
         students = [title for title in models if title.startswith("student") and title != "student kd"]
         has_own = bool(students) and "student kd" in models
@@ -244,7 +244,7 @@ def overview(words):
         for title in students or ["student kd"]:
             method = title.removeprefix("student ")
             after = [name for name in models if name.endswith(f"after {method}")]
-            ours = [method, spread_of(models, [title], *split), less_kd(models[title], kd, *split)]
+            ours = [method, spread_of(models, [title], *split), minus_kd(models[title], kd, *split)]
             table.append([cells[0], *ours, cells[1], cells[2], spread_of(models, after, *split), cells[3]])
             cells = ["", "", "", ""]  # what all students of a row share is said once
     return train.layout(table)
@@ -255,7 +255,7 @@ def spread_of(models, titles, split="test"):
     return ", ".join(train.spread(np.array(models[title][score_name(models[title], split)])) for title in titles)
 
 
-def less_kd(model, kd, split="test"):
+def minus_kd(model, kd, split="test"):
     """Such as "+9.0 [+6.3, +11.6]"; nothing where kd is missing, of another size, or the same model."""
     if not kd or model is kd or not np.isclose(model["parameters"][0], kd["parameters"][0], rtol=0.01):
         return ""
@@ -327,7 +327,7 @@ def label_noise():
                 style = {"color": look.colour, "linestyle": look.line, "marker": look.marker, "capsize": 3}
                 ax.errorbar(where, 100 * found.mean(axis=1), half, **style, label=label)
     axes[0].set(xlabel="wrong training labels (%)", ylabel="student's test accuracy (%)")
-    axes[1].set(xlabel="wrong training labels (%)", ylabel="the same less kd's, seed by seed (points)")
+    axes[1].set(xlabel="wrong training labels (%)", ylabel="minus kd's, seed by seed (points)")
     axes[0].legend(fontsize=9)
     return figure
 
