@@ -59,7 +59,6 @@ class Split:
 class Task(NamedTuple):
     """One task, split."""
 
-    name: str
     data: str  # "builtin", or the directory
     columns: tuple[str, ...]  # the names of an example's texts, one or two; of pictures none
     label_names: list[str]  # empty: a regression
@@ -225,7 +224,7 @@ def load_task(name, data=DEFAULT_DATA, quiz_size=None, seed=0, *, train_size=Non
         example = repr(labels[missing[0]])
         notes.append(f"the quiz has no example of {len(missing)} of {len(labels)} classes, such as {example}")
     train.labels = flip_labels(train.labels, label_noise, len(labels), seed)
-    return Task(name, data, files.texts, labels, len(labels) or 1, files.metrics, train, quiz, **splits,
+    return Task(data, files.texts, labels, len(labels) or 1, files.metrics, train, quiz, **splits,
                 label_noise=label_noise, notes=notes)  # fmt: skip
 
 

@@ -28,9 +28,6 @@ def expect(condition, message):
         raise ValueError(message)
 
 
-# ---- The encoder
-
-
 @dataclass(frozen=True)
 class EncoderConfig:
     """The shape of an encoder; the defaults are bert-base-uncased's (Devlin et al. 2019)."""
@@ -159,9 +156,6 @@ class Encoder(nn.Module):
         if not layers:
             return logits
         return logits, torch.stack([first_token[layer] for layer in layers], dim=1)
-
-
-# ---- The ResNets
 
 
 @dataclass(frozen=True)
@@ -326,9 +320,11 @@ class Model(nn.Module):
         if not self.tokenizer:
             mean, deviation = torch.tensor(PIXELS, device=device)[:, :, None, None]  # (3, 1, 1) each
             return {"images": (torch.from_numpy(np.asarray(examples)).to(device) / 255 - mean) / deviation}
-        encoded = [torch.from_numpy(self.encode(text)) for text in examples]
-        padded = nn.utils.rnn.pad_sequence(encoded, batch_first=True)  # (B, T, 3)
-        ids, types, mask = padded.to(device).unbind(dim=2)
+        encoded = [self.encode(text) for text in examples]
+        padded = np.zeros((len(encoded), max(map(len, encoded)), 3), np.int32)  # (B, T, 3)
+        for n, tokens in enumerate(encoded):
+            padded[n, : len(tokens)] = tokens
+        ids, types, mask = torch.from_numpy(padded).to(device).unbind(dim=2)
         return {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
 
     def forward(self, examples, noisy=None):
@@ -372,18 +368,18 @@ class Model(nn.Module):
         return found
 
     def checked(self, example):
-        """An example that a user gave, its texts as a tuple if it came as a list. Raises ValueError."""
+        """An example that a user gave; texts in a list become a tuple. Raises ValueError if it cannot be read."""
+        example = tuple(example) if isinstance(example, list) else example
         if self.columns:
             expected = f"{' and '.join(self.columns)}, in UTF-8"
-            texts = [example] if isinstance(example, str) else example
-            fits = isinstance(texts, (tuple, list)) and len(texts) == len(self.columns)
-            # What Python makes of bytes that are not UTF-8 are lone surrogates.
-            fits = fits and all(isinstance(text, str) and not re.search("[\ud800-\udfff]", text) for text in texts)
+            texts = example if isinstance(example, tuple) else (example,)
+            fits = len(texts) == len(self.columns) and all(isinstance(text, str) for text in texts)
+            fits = fits and not re.search("[\ud800-\udfff]", "".join(texts))  # Python's reading of what is not UTF-8
         else:
             expected = "a picture in bytes, (3, 32, 32)"
             fits = isinstance(example, np.ndarray) and example.shape == (3, 32, 32) and example.dtype == np.uint8
-        expect(fits, f"predict: expected {expected}, found {str(example)[:80]!r}")
-        return tuple(example) if isinstance(example, list) else example
+        expect(fits, f"expected {expected}, found {str(example)[:80]!r}")
+        return example
 
     def save(self, path):
         """Save it, so that `load` gives the same model."""
