@@ -74,6 +74,8 @@ class Task(NamedTuple):
 
 # ---- The files
 
+SPLITS = ("train", "dev", "test")  # those with a file; the quiz is carved out of train
+
 
 class Files(NamedTuple):
     """How a task's files are laid out: DIR/folder/train.tsv and so on, columns by their names in the header."""
@@ -83,7 +85,7 @@ class Files(NamedTuple):
     label: str  # column
     labels: dict[str, str]  # as written in the file -> as printed; empty: scores from 0 to 5
     metrics: tuple[str, ...] = ("accuracy",)
-    names: tuple[str, ...] = ("train", "dev", "test")  # of the files of train, dev and test
+    names: tuple[str, ...] = SPLITS  # of their files
     header: tuple[str, ...] = ()  # names of the columns, where a file has no line for them
     needed: tuple[str, ...] = ("train", "dev")  # splits whose file must be there; a missing dev is carved out of train
 
@@ -119,8 +121,7 @@ def paths_of(name, data) -> dict[str, Path]:
     files = TASKS[name]
     folder = REVIEWS if (name, data) == ("sst2", BUILTIN) else Path(data, files.folder)
     ending = "tsv" if files.texts else "bin"
-    splits = zip(("train", "dev", "test"), files.names)
-    return {split: folder / f"{file}.{ending}" for split, file in splits}
+    return {split: folder / f"{file}.{ending}" for split, file in zip(SPLITS, files.names)}
 
 
 def files_of(name, data) -> list[Path]:

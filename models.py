@@ -384,7 +384,7 @@ class Model(nn.Module):
     def save(self, path):
         """Save it, so that `load` gives the same model."""
         write_whole(Path(path), {
-            "format": FORMAT, "kind": kind_of(self.network.config), "config": asdict(self.network.config),
+            "kind": kind_of(self.network.config), "config": asdict(self.network.config),
             "weights": self.network.state_dict(), "tokenizer": self.tokenizer and self.tokenizer.to_str(),
             "labels": self.labels, "columns": self.columns, "title": self.title,
         })  # fmt: skip
@@ -392,7 +392,7 @@ class Model(nn.Module):
 
 # ---- Files
 
-FORMAT = 3  # of saved files
+FORMAT = 3  # of files that hold a dict
 
 
 class CheckpointError(ValueError):
@@ -436,10 +436,10 @@ def read_whole(path) -> dict:
 
 
 def write_whole(path: Path, content):
-    """Write text, or a dict by torch.save, atomically: `path` is never half written."""
+    """Write text, or a dict and its format by torch.save, atomically: `path` is never half written."""
     file = io.BytesIO()
     if isinstance(content, dict):
-        torch.save(content, file)
+        torch.save({"format": FORMAT} | content, file)
     else:
         file.write(content.encode())
     path.parent.mkdir(parents=True, exist_ok=True)
