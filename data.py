@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from tokenizers import BertWordPieceTokenizer, Tokenizer
-from torch.nn import functional as F
 
 BUILTIN = "builtin"  # stands for the reviews, where a directory is expected
 REVIEWS = Path(__file__).parent / "notebooks" / "reviews"  # written by notebooks/reviews.py
@@ -61,7 +59,6 @@ class Split:
 class Task(NamedTuple):
     """One task, split."""
 
-    name: str
     data: str  # "builtin", or the directory
     columns: tuple[str, ...]  # the names of an example's texts, one or two; of pictures none
     label_names: list[str]  # empty: a regression
@@ -75,6 +72,11 @@ class Task(NamedTuple):
     test: Split | None = None  # None without a file; its labels None where none are published; MNLI's is dev_mismatched
 
 
+# ---- The files
+
+SPLITS = ("train", "dev", "test")  # those with a file; the quiz is carved out of train
+
+
 class Files(NamedTuple):
     """How a task's files are laid out: DIR/folder/train.tsv and so on, columns by their names in the header."""
 
@@ -83,7 +85,7 @@ class Files(NamedTuple):
     label: str  # column
     labels: dict[str, str]  # as written in the file -> as printed; empty: scores from 0 to 5
     metrics: tuple[str, ...] = ("accuracy",)
-    names: tuple[str, ...] = ("train", "dev", "test")  # of the files of train, dev and test
+    names: tuple[str, ...] = SPLITS  # of their files
     header: tuple[str, ...] = ()  # names of the columns, where a file has no line for them
     needed: tuple[str, ...] = ("train", "dev")  # splits whose file must be there; a missing dev is carved out of train
 
@@ -114,6 +116,80 @@ FETCHED = {*TASKS}  # those that notebooks/fetch.py can download
 # To add a task, one entry: TASKS["mine"] = Files("mine", ("text",), "label", {"0": "no", "1": "yes"})
 
 
+def paths_of(name, data) -> dict[str, Path]:
+    """Where the files of the task's train, dev and test are, or would be."""
+    files = TASKS[name]
+    folder = REVIEWS if (name, data) == ("sst2", BUILTIN) else Path(data, files.folder)
+    ending = "tsv" if files.texts else "bin"
+    return {split: folder / f"{file}.{ending}" for split, file in zip(SPLITS, files.names)}
+
+
+def files_of(name, data) -> list[Path]:
+    """The files of the task that are there."""
+    return [path for path in paths_of(name, data).values() if path.is_file()]
+
+
+def read_files(name, data) -> dict[str, Split]:
+    """The task's files as {"train": Split, ...}. Raises InputError."""
+    files, splits = TASKS[name], {}
+    for split, path in paths_of(name, data).items():
+        if path.is_file():
+            splits[split] = read_glue(path, files, split) if files.texts else read_pictures(path)
+        elif split in files.needed:
+            hint = f"; to fetch it: python notebooks/fetch.py {name}" if name in FETCHED else ""
+            hint += "" if files.texts else ", or draw pictures: python notebooks/pictures.py"
+            raise InputError(f"{path}: expected a file there{hint}")
+    return splits
+
+
+def read_glue(path: Path, files: Files, split) -> Split:
+    """The Split in a GLUE file: tab-separated, without quoting; that of test may have no column of labels. Raises
+    InputError with file and line."""
+    text = path.read_bytes().decode("utf-8-sig", "surrogateescape")  # what is not UTF-8 becomes a lone surrogate
+    rows = [[cell.strip() for cell in line.split("\t")] for line in text.split("\n")]
+    header, first_line = files.header, 1
+    if not header or {*files.texts} <= {*rows[0]}:
+        header, first_line = rows.pop(0), 2
+    labelled = split != "test" or files.label in header
+    for column in [*files.texts, files.label] if labelled else files.texts:
+        found = " ".join(header)[:80]
+        expect(header.count(column) == 1, f"{path}:1: expected one column {column!r}, found {found!r}")
+    texts, labels, known = [], [], [*files.labels]
+    expected = f"a label of {', '.join(known)}" if known else "a score from 0 to 5"
+    for number, row in enumerate(rows, first_line):
+        if row == [""]:
+            continue
+        where, cells = f"{path}:{number}", dict(zip(header, row))
+        not_text = re.findall("[\0\ud800-\udfff]", "".join(row))
+        expect(not not_text, f"{where}: expected text in UTF-8, found {not_text[:1]}")
+        expect(len(row) == len(header), f"{where}: expected {len(header)} columns, found {len(row)}")
+        text = tuple(cells[column] for column in files.texts)
+        texts.append(text if len(text) > 1 else text[0])
+        if labelled:
+            written = cells[files.label]
+            is_score = not known and re.fullmatch(r"[0-4](\.[0-9]+)?|5(\.0+)?", written)
+            expect(is_score or written in known, f"{where}: expected {expected}, found {written!r}")
+            labels.append(known.index(written) if known else float(written))
+    expect(any(map(any, texts)), f"{path}: expected a header and at least one sentence, found none")
+    kind = np.int64 if known else np.float32
+    return Split(np.fromiter(texts, object), np.array(labels, kind) if labelled else None)
+
+
+def read_pictures(path: Path) -> Split:
+    """CIFAR-100's records: a coarse label, a fine label, 3 × 32 × 32 bytes. Raises InputError."""
+    content, record = np.fromfile(path, np.uint8), 2 + 3 * 32 * 32
+    whole = len(content) and len(content) % record == 0
+    expect(whole, f"{path}: expected whole records of {record:,} bytes, found {len(content):,} bytes")
+    records = content.reshape(-1, record)
+    labels = records[:, :2]  # (N, 2)
+    for row in np.flatnonzero((labels > (19, 99)).any(axis=1)):
+        raise InputError(f"{path}: record {row + 1}: expected labels up to 19 and 99, found {labels[row]}")
+    return Split(records[:, 2:].reshape(-1, 3, 32, 32), labels[:, 1].astype(np.int64))
+
+
+# ---- The splits
+
+
 def load_task(name, data=DEFAULT_DATA, quiz_size=None, seed=0, *, train_size=None, label_noise=None) -> Task:
     """The task `name`, split, from the directory `data`. For sst2, data="builtin" means the reviews of a grammar, which
     also stand in where the default directory lacks SST-2; `Task.data` says so.
@@ -124,167 +200,85 @@ def load_task(name, data=DEFAULT_DATA, quiz_size=None, seed=0, *, train_size=Non
     """
     expect(name in TASKS, f"unknown task {name!r}: expected one of {', '.join(TASKS)}")
     files, notes = TASKS[name], []
-    folder = Path(data, files.folder)
-    if name == "sst2" and (data == BUILTIN or data == DEFAULT_DATA and not folder.exists()):
-        data, folder = BUILTIN, REVIEWS
-    splits = read_files(files, folder, name)
+    if name == "sst2" and data == DEFAULT_DATA and not Path(data, files.folder).exists():
+        data = BUILTIN
+    splits = read_files(name, data)
     train = splits.pop("train")
     if "dev" not in splits:
-        train, splits["dev"] = carve(train, len(train) // 10, None, 0)
+        train, splits["dev"] = carve(train, len(train) // 10, 0)
         notes.append(f"dev: {len(splits['dev']):,} examples carved out of the training file, the same for every seed")
+    if quiz_size is None:
+        quiz_size = 300 if data == BUILTIN else len(train) // 10
+    if label_noise is None:
+        label_noise = 0.4 if data == BUILTIN else 0.0
     held_out = {key for split in splits.values() for key in split.keys}
     kept = np.array([key not in held_out for key in train.keys])
     if not kept.all():
         notes.append(f"left out {(~kept).sum()} training examples that are in dev or test, too")
-    usual_quiz, usual_noise = (300, 0.4) if data == BUILTIN else (len(train) // 10, 0.0)
-    quiz_size = usual_quiz if quiz_size is None else quiz_size
-    label_noise = usual_noise if label_noise is None else label_noise
-    train, quiz = carve(train[kept], quiz_size, train_size, seed)
-    assert not {*train.keys} & {*quiz.keys} and not {*train.keys, *quiz.keys} & held_out, "the splits overlap"
-    labels = list(files.labels.values())
-    missing = sorted({*train.labels.tolist()} - {*quiz.labels.tolist()}) if labels else []
-    if missing:
+    train, quiz = carve(train[kept], quiz_size, seed)
+    fits = train_size is None or 0 < train_size <= len(train)
+    expect(fits, f"--train-size {train_size}: expected 1 to {len(train)}, what the quiz leaves")
+    train = train[:train_size]
+    assert not {*train.keys} & {*quiz.keys} and held_out.isdisjoint(train.keys + quiz.keys), "the splits overlap"
+    labels, missing = [*files.labels.values()], np.setdiff1d(train.labels, quiz.labels)
+    if labels and len(missing):
         example = repr(labels[missing[0]])
         notes.append(f"the quiz has no example of {len(missing)} of {len(labels)} classes, such as {example}")
     train.labels = flip_labels(train.labels, label_noise, len(labels), seed)
-    return Task(name, data, files.texts, labels, len(labels) or 1, files.metrics, train, quiz, **splits,
+    return Task(data, files.texts, labels, len(labels) or 1, files.metrics, train, quiz, **splits,
                 label_noise=label_noise, notes=notes)  # fmt: skip
 
 
-def files_of(name, data) -> list[Path]:
-    """The files of the task `name` in the directory `data`."""
-    files = TASKS[name]
-    folder = REVIEWS if data == BUILTIN else Path(data, files.folder)
-    found = [path for path in folder.glob("*") if path.stem in files.names]
-    return sorted(found)
-
-
-def read_files(files: Files, folder: Path, task) -> dict[str, Split]:
-    """{"train": Split, ...} of the task's files in its folder. Raises InputError."""
-    ending = "tsv" if files.texts else "bin"
-    splits = {}
-    for split, name in zip(("train", "dev", "test"), files.names):
-        path = folder / f"{name}.{ending}"
-        if path.is_file():
-            splits[split] = read_glue(path, files, split) if files.texts else read_pictures(path)
-        elif split in files.needed:
-            get = f"; to fetch it: python notebooks/fetch.py {task}" if task in FETCHED else ""
-            get += "" if files.texts else ", or draw pictures: python notebooks/pictures.py"
-            raise InputError(f"{path}: expected a file there{get}")
-    return splits
-
-
-def carve(train: Split, quiz_size, train_size, seed):
-    """Split the training file into train and quiz (or dev), by a seeded shuffle. Examples that occur twice stay in
-    train. Raises InputError."""
-    count = collections.Counter(train.keys)
-    once = np.array([count[key] == 1 for key in train.keys], bool)
-    most = min(once.sum(), len(train) - 1)
+def carve(split: Split, size, seed) -> tuple[Split, Split]:
+    """(what is left, `size` examples), by a seeded shuffle. Examples that occur twice are left. Raises InputError."""
+    count = collections.Counter(split.keys)
+    once = np.array([count[key] == 1 for key in split.keys], bool)
+    most = min(once.sum(), len(split) - 1)
     expect(most > 0, "expected a training file with at least two examples that occur once and not in dev or test")
-    expect(0 < quiz_size <= most, f"--quiz-size {quiz_size}: expected 1 to {most}, part of the training file")
-    rng = np.random.default_rng([seed, 1])
-    order = rng.permutation(len(train))
-    quiz_rows = order[once[order]][:quiz_size]
-    rest = order[~np.isin(order, quiz_rows)]
-    fits = train_size is None or 0 < train_size <= len(rest)
-    expect(fits, f"--train-size {train_size}: expected 1 to {len(rest)}, what the quiz leaves")
-    return train[rest[:train_size]], train[quiz_rows]
+    expect(0 < size <= most, f"--quiz-size {size}: expected 1 to {most}, part of the training file")
+    order = np.random.default_rng([seed, 1]).permutation(len(split))
+    carved = order[once[order]][:size]
+    left = order[~np.isin(order, carved)]
+    return split[left], split[carved]
 
 
 def flip_labels(labels, share, num_labels, seed):
     """Labels (N,) of which round(share · N), chosen by the seed, are moved to another class. Raises InputError."""
-    fits = 0 <= share <= 1 and (num_labels > 1 or not share)
-    expect(fits, f"--label-noise {share}: expected a number from 0 to 1, and 0 for a regression")
-    if not share:
+    if share == 0:
         return labels
+    fits = 0 < share <= 1 and num_labels > 1
+    expect(fits, f"--label-noise {share}: expected a number from 0 to 1, and 0 for a regression")
     rng = np.random.default_rng([seed, 3])
     rows = rng.permutation(len(labels))[: round(share * len(labels))]
-    steps = rng.integers(1, num_labels, size=len(rows))
     flipped = labels.copy()
-    flipped[rows] = (labels[rows] + steps) % num_labels
+    flipped[rows] = (labels[rows] + rng.integers(1, num_labels, size=len(rows))) % num_labels
     return flipped
-
-
-def read_rows(path: Path) -> list[list[str]]:
-    """The lines of a tab-separated file in UTF-8, without quoting, as lists of cells. Raises InputError."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = error.object.count(b"\n", 0, error.start) + 1
-        found = error.object[error.start]
-        raise InputError(f"{path}:{number}: expected UTF-8, found the byte {found:#04x}") from None
-    number = text[: text.find("\0")].count("\n") + 1
-    expect("\0" not in text, f"{path}:{number}: expected text, found a NUL byte")
-    return [[cell.strip() for cell in line.split("\t")] for line in text.split("\n")]
-
-
-def read_glue(path: Path, files: Files, split) -> Split:
-    """The Split in a GLUE file; that of test may have no column of labels. Raises InputError with file and line."""
-    rows, header, first_line = read_rows(path), files.header, 1
-    if not header or {*files.texts} <= {*rows[0]}:
-        header, first_line = rows.pop(0), 2
-    labelled = split != "test" or files.label in header
-    for column in [*files.texts, files.label] if labelled else files.texts:
-        found = " ".join(header)[:80]
-        expect(header.count(column) == 1, f"{path}:1: expected one column {column!r}, found {found!r}")
-    texts, labels, known = [], [], [*files.labels]
-    expected = f"a label of {', '.join(known)}" if known else "a score from 0 to 5"
-    for number, row in enumerate(rows, first_line):
-        if row != [""]:
-            where, cells = f"{path}:{number}", dict(zip(header, row))
-            expect(len(row) == len(header), f"{where}: expected {len(header)} columns, found {len(row)}")
-            text = tuple(cells[column] for column in files.texts)
-            texts.append(text if len(text) > 1 else text[0])
-            if labelled:
-                written = cells[files.label]
-                is_score = not known and re.fullmatch(r"[0-4](\.[0-9]+)?|5(\.0+)?", written)
-                expect(is_score or written in known, f"{where}: expected {expected}, found {written!r}")
-                labels.append(known.index(written) if known else float(written))
-    expect(any(map(any, texts)), f"{path}: expected a header and at least one sentence, found none")
-    kind = np.int64 if files.labels else np.float32
-    return Split(np.fromiter(texts, object), np.array(labels, kind) if labelled else None)
-
-
-def read_pictures(path: Path) -> Split:
-    """CIFAR-100's records: a coarse label, a fine label, 3 × 32 × 32 bytes. Raises InputError."""
-    record = 2 + 3 * 32 * 32
-    size = path.stat().st_size
-    expect(size and size % record == 0, f"{path}: expected whole records of {record:,} bytes, found {size:,} bytes")
-    records = np.fromfile(path, np.uint8).reshape(-1, record)
-    wrong = (records[:, :2] > (19, 99)).any(axis=1)
-    first = wrong.argmax()
-    expect(not wrong.any(), f"{path}: record {first + 1}: expected labels up to 19 and 99, found {records[first, :2]}")
-    return Split(records[:, 2:].reshape(-1, 3, 32, 32), records[:, 1].astype(np.int64))
 
 
 # ---- Metrics
 
 
-def confusion(predictions, labels):
-    """counts (C, C) of each pair (label, prediction), over the C classes that occur in either."""
-    classes, found = np.unique(np.concatenate([labels, predictions]), return_inverse=True)
-    counts = np.zeros((len(classes), len(classes)))
-    np.add.at(counts, (found[: len(labels)], found[len(labels) :]), 1)
-    return classes, counts
+def one_hot(predictions, labels):
+    """(classes (C,), predictions (N, C), labels (N, C)), with a 1 in the column of each class, of those that occur."""
+    classes = np.union1d(predictions, labels)
+    return classes, 1.0 * (predictions[:, None] == classes), 1.0 * (labels[:, None] == classes)
 
 
 def f1(predictions, labels) -> float:
     """2 hits / (predicted + labelled): that of class 1 where only classes 0 and 1 occur, else the mean over the classes
     (macro-F1). A class that is never hit has 0."""
-    classes, counts = confusion(predictions, labels)
-    of_class = 2 * counts.diagonal() / (counts.sum(axis=0) + counts.sum(axis=1))
+    classes, predicted, labelled = one_hot(predictions, labels)
+    of_class = 2 * (predicted * labelled).sum(axis=0) / (predicted + labelled).sum(axis=0)
     if classes.max() <= 1:
         return float(of_class[classes == 1].sum())
     return float(of_class.mean())
 
 
 def matthews(predictions, labels) -> float:
-    """Matthews' correlation coefficient, for any number of classes (Gorodkin 2004); 0 where either is constant."""
-    _, counts = confusion(predictions, labels)
-    labelled, predicted, N = counts.sum(axis=1), counts.sum(axis=0), counts.sum()
-    covariance = N * counts.trace() - labelled @ predicted
-    variances = (N**2 - labelled @ labelled) * (N**2 - predicted @ predicted)
-    return float(covariance / np.sqrt(variances)) if variances else 0.0
+    """Matthews' correlation coefficient, for any number of classes (Gorodkin 2004): Pearson's, of the one-hot columns,
+    each less its mean; 0 where either is constant."""
+    _, predicted, labelled = one_hot(predictions, labels)
+    return pearson((predicted - predicted.mean(axis=0)).ravel(), (labelled - labelled.mean(axis=0)).ravel())
 
 
 def pearson(predictions, labels) -> float:
@@ -337,24 +331,20 @@ def sample_quiz(labels, size, seed, step):
 def crop_and_mirror(pictures, seed):
     """(B, 3, 32, 32) -> the same: each in a frame of 4 black pixels, a random window cut out, mirrored or not."""
     draws = np.random.default_rng(seed).integers(0, (9, 9, 2), (len(pictures), 3))
-    framed = F.pad(torch.from_numpy(pictures), (4, 4, 4, 4))
+    framed = np.pad(pictures, ((0, 0), (0, 0), (4, 4), (4, 4)))
     cut = []
-    for picture, (top, left, mirrored) in zip(framed, draws.tolist()):
+    for picture, (top, left, mirrored) in zip(framed, draws):
         window = picture[:, top : top + 32, left : left + 32]
-        cut.append(window.flip(2) if mirrored else window)
-    return torch.stack(cut).numpy()
+        cut.append(window[:, :, ::-1] if mirrored else window)
+    return np.stack(cut)
 
 
-def add_noise(text, p, rng=np.random.default_rng()):  # noqa: B008
+def add_noise(text, p, rng=np.random):
     """The sentence, or pair, with each word replaced by "noise_word" with probability p. Punctuation between words
     stays; hyphens and apostrophes in a word, or right after it, are part of it."""
-
-    def change(match):
-        return "noise_word" if rng.random() < p else match.group()
-
     if isinstance(text, tuple):
         return tuple(add_noise(part, p, rng) for part in text)
-    return re.sub(r"\w[\w'-]*", change, text)
+    return re.sub(r"\w[\w'-]*", lambda word: "noise_word" if rng.random() < p else word[0], text)
 
 
 def noisy(split: Split, p, seed) -> Split:

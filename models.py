@@ -22,6 +22,12 @@ from torch import nn
 from torch.nn import functional as F
 
 
+def expect(condition, message):
+    """Raise ValueError unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """The shape of an encoder; the defaults are bert-base-uncased's (Devlin et al. 2019)."""
@@ -45,18 +51,15 @@ class EncoderConfig:
         return self.max_positions - self.position_offset
 
 
-def bert(layers, D) -> EncoderConfig:
-    """An encoder of the proportions that BERT's sizes share."""
-    return EncoderConfig(layers=layers, hidden=D, heads=D // 64, intermediate=4 * D)
-
-
-ENCODERS = {  # Turc et al. 2019 and Devlin et al. 2019; micro is ours, for the built-in task
-    "micro": bert(1, 64), "tiny": bert(2, 128), "mini": bert(4, 256), "base": bert(12, 768),
-    "large": bert(24, 1024),
+ENCODERS = {  # tiny and mini: Turc et al. 2019; micro is ours, for the built-in task
+    "micro": EncoderConfig(layers=1, hidden=64, heads=1, intermediate=256),
+    "tiny": EncoderConfig(layers=2, hidden=128, heads=2, intermediate=512),
+    "mini": EncoderConfig(layers=4, hidden=256, heads=4, intermediate=1024),
+    "base": EncoderConfig(),
     "distilbert": EncoderConfig(layers=6, token_types=0, pooler="relu"),
     "tinybert": EncoderConfig(layers=4, hidden=312, intermediate=1200),
     "roberta": EncoderConfig(max_positions=514, position_offset=2, token_types=1, layer_norm_eps=1e-5),
-}  # fmt: skip
+}
 
 
 class Block(nn.Module):
@@ -66,8 +69,7 @@ class Block(nn.Module):
         super().__init__()
         D = config.hidden
         self.heads = config.heads
-        if D % self.heads:
-            raise ValueError("expected a hidden width divisible by the number of heads")
+        expect(D % self.heads == 0, "expected a hidden width divisible by the number of heads")
         self.query = nn.Linear(D, D)
         self.key = nn.Linear(D, D)
         self.value = nn.Linear(D, D)
@@ -81,19 +83,17 @@ class Block(nn.Module):
     def attention(self, states, mask):
         """Multi-head self-attention, softmax(QKᵀ/√d)V: states (B, T, D), mask (B, 1, 1, T) -> (B, T, D). Written
         out, for fused kernels have no double backward, which the second-order meta-gradient needs."""
-        B, T, D = states.shape
-        d = D // self.heads
 
-        def by_head(projected):  # (B, T, D) -> (B, h, T, d)
-            return projected.view(B, T, self.heads, d).transpose(1, 2)
+        def by_head(linear):  # (B, T, D) -> (B, h, T, d)
+            return linear(states).unflatten(2, (self.heads, -1)).transpose(1, 2)
 
-        query = by_head(self.query(states))
-        key = by_head(self.key(states))
-        value = by_head(self.value(states))
-        scores = query @ key.transpose(2, 3) / math.sqrt(d)  # (B, h, T, T)
+        query = by_head(self.query)
+        key = by_head(self.key)
+        value = by_head(self.value)
+        scores = query @ key.transpose(2, 3) / math.sqrt(query.shape[3])  # (B, h, T, T)
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)  # nobody looks at padding
         mixed = self.dropout(scores.softmax(dim=-1)) @ value  # (B, h, T, d)
-        return self.output(mixed.transpose(1, 2).reshape(B, T, D))
+        return self.output(mixed.transpose(1, 2).flatten(2))
 
     def forward(self, states, mask):
         """states (B, T, D), mask (B, 1, 1, T) true at real tokens -> (B, T, D)."""
@@ -107,15 +107,15 @@ class Encoder(nn.Module):
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
-        self.config = config
-        self.words = nn.Embedding(config.vocab_size, config.hidden)
-        self.positions = nn.Embedding(config.max_positions, config.hidden)
-        self.types = nn.Embedding(config.token_types, config.hidden) if config.token_types else None
-        self.norm = nn.LayerNorm(config.hidden, eps=config.layer_norm_eps)
+        self.config, D = config, config.hidden
+        self.words = nn.Embedding(config.vocab_size, D)
+        self.positions = nn.Embedding(config.max_positions, D)
+        self.types = nn.Embedding(config.token_types, D) if config.token_types else None
+        self.norm = nn.LayerNorm(D, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.pooler = nn.Linear(config.hidden, config.hidden)
-        self.classifier = nn.Linear(config.hidden, config.num_labels)
+        self.pooler = nn.Linear(D, D)
+        self.classifier = nn.Linear(D, config.num_labels)
         for name, theta in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(theta)
@@ -124,8 +124,8 @@ class Encoder(nn.Module):
 
     @classmethod
     def from_preset(cls, name: str, vocab_size=30522, num_labels=2, dropout=0.1) -> "Encoder":
-        """A preset of ENCODERS with fresh weights. Raises ValueError on an unknown name."""
-        return build(named(name, ENCODERS), vocab_size=vocab_size, num_labels=num_labels, dropout=dropout)
+        """An encoder with fresh weights, by the name of its preset. Raises ValueError on an unknown name."""
+        return build(name, vocab_size=vocab_size, num_labels=num_labels, dropout=dropout)
 
     def keep_layers(self, layers: list[int]):
         """Keep only these layers, counted from 0. Raises IndexError."""
@@ -136,23 +136,23 @@ class Encoder(nn.Module):
         """input_ids (B, T), attention_mask (B, T), 1 at real tokens, token_type_ids (B, T) -> logits (B, K).
         Without a mask all tokens are real; without types all are of type 0. With n `layers`, counted from 1, the result
         is (logits, their [CLS] states (B, n, D)). Raises ValueError on a sentence with too many tokens."""
-        T = input_ids.shape[1]
-        offset = self.config.position_offset
-        if T > self.config.max_tokens:
-            raise ValueError(f"expected at most {self.config.max_tokens} tokens, not {T}")
+        T, offset = input_ids.shape[1], self.config.position_offset
+        expect(T <= self.config.max_tokens, f"expected at most {self.config.max_tokens} tokens, not {T}")
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
         states = self.words(input_ids) + self.positions.weight[offset : offset + T]  # (B, T, D)
         if self.types is not None:
-            types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-            states = states + self.types(types)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        mask = mask.bool()[:, None, None, :]  # (B, 1, 1, T)
-        outputs = [self.dropout(self.norm(states))]  # (B, T, D): of the embeddings, then of each layer
+            states = states + self.types(token_type_ids)
+        states = self.dropout(self.norm(states))
+        mask = attention_mask.bool()[:, None, None, :]  # (B, 1, 1, T)
+        first_token = [states[:, 0]]  # [CLS], (B, D): of the embeddings, then of each layer
         for block in self.blocks:
-            outputs.append(block(outputs[-1], mask))
-        first_token = [states[:, 0] for states in outputs]  # [CLS], (B, D) each
+            states = block(states, mask)
+            first_token.append(states[:, 0])
         activation = getattr(torch, self.config.pooler)
-        pooled = activation(self.pooler(first_token[-1]))  # (B, D)
-        logits = self.classifier(self.dropout(pooled))
+        logits = self.classifier(self.dropout(activation(self.pooler(first_token[-1]))))
         if not layers:
             return logits
         return logits, torch.stack([first_token[layer] for layer in layers], dim=1)
@@ -179,10 +179,11 @@ class BatchNorm(nn.BatchNorm2d):
         return super().forward(states.to(self.weight.dtype))
 
 
-def _convolution(C, C_out, size, stride=1):
-    convolution = nn.Conv2d(C, C_out, size, stride, padding=size // 2, bias=False)
-    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(convolution, BatchNorm(C_out))
+def convolution(C, C_out, size, stride=1):
+    """A convolution without a bias, and its norm: (B, C, H, W) -> (B, C_out, H / stride, W / stride)."""
+    layer = nn.Conv2d(C, C_out, size, stride, padding=size // 2, bias=False)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(layer, BatchNorm(C_out))
 
 
 class ResidualBlock(nn.Module):
@@ -190,10 +191,10 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, C, C_out, stride):
         super().__init__()
-        self.first = _convolution(C, C_out, 3, stride)
-        self.second = _convolution(C_out, C_out, 3)
+        self.first = convolution(C, C_out, 3, stride)
+        self.second = convolution(C_out, C_out, 3)
         same_shape = C == C_out and stride == 1
-        self.shortcut = nn.Identity() if same_shape else _convolution(C, C_out, 1, stride)
+        self.shortcut = nn.Identity() if same_shape else convolution(C, C_out, 1, stride)
 
     def forward(self, states):
         """(B, C, H, W) -> (B, C_out, H / stride, W / stride)."""
@@ -207,7 +208,7 @@ class ResNet(nn.Module):
     def __init__(self, config: ResNetConfig):
         super().__init__()
         self.config = config
-        self.stem = _convolution(3, config.widths[0], 3)
+        self.stem = convolution(3, config.widths[0], 3)
         self.blocks = nn.Sequential()
         for C, C_out in itertools.pairwise(config.widths):
             self.blocks.append(ResidualBlock(C, C_out, stride=2 if self.blocks else 1))
@@ -222,28 +223,11 @@ class ResNet(nn.Module):
 
 
 def resnet(name: str, num_classes: int = 100) -> ResNet:
-    """A ResNet of RESNETS with fresh weights. Raises ValueError on an unknown name."""
-    return build(named(name, RESNETS), num_labels=num_classes)
+    """A ResNet with fresh weights, by the name of its preset. Raises ValueError on an unknown name."""
+    return build(name, num_labels=num_classes)
 
 
-def named(name, presets):
-    """The preset of that name. Raises ValueError."""
-    if name not in presets:
-        raise ValueError(f"unknown preset {name!r}: expected one of {', '.join(presets)}")
-    return presets[name]
-
-
-class CheckpointError(ValueError):
-    """A saved network cannot be used. The message is one line: where, and what was expected."""
-
-
-@contextlib.contextmanager
-def expecting(what: str, kind=CheckpointError):
-    """Turn any exception of the block into one of this kind, of one line."""
-    try:
-        yield
-    except Exception as error:
-        raise kind(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from error
+# ---- The registry
 
 
 class Kind(NamedTuple):
@@ -268,27 +252,26 @@ KINDS = {
     "resnet": Kind(ResNet, ResNetConfig, "pictures"),
 }
 PRESETS = ENCODERS | RESNETS
-EXPECTED = f"expected a saved network (.pt), a directory with metadistil.pt, or one of {', '.join(PRESETS)}"
 
 
 def kind_of(config) -> str:
     """The name in KINDS of a configuration's kind. Raises ValueError."""
-    for name, kind in KINDS.items():
-        if type(config) is kind.config:
-            return name
-    raise ValueError(f"expected a configuration of {', '.join(KINDS)}, found a {type(config).__name__}")
+    names = {kind.config: name for name, kind in KINDS.items()}
+    expected = f"expected a configuration of {', '.join(KINDS)}, or one of {', '.join(PRESETS)}"
+    expect(type(config) in names, f"{expected}; found {config!r}")
+    return names[type(config)]
 
 
-def build(config, **changes) -> nn.Module:
-    """A network with fresh weights. Changes to fields that the configuration lacks are ignored."""
-    changes = {name: value for name, value in changes.items() if hasattr(config, name)}
-    return KINDS[kind_of(config)].network(replace(config, **changes))
+def build(shape, **changes) -> nn.Module:
+    """A network with fresh weights, of a configuration or the name of a preset. Changes to fields that the
+    configuration lacks are ignored. Raises ValueError."""
+    config = PRESETS.get(shape, shape)
+    kind = KINDS[kind_of(config)]
+    return kind.network(replace(config, **{name: changes[name] for name in changes if hasattr(config, name)}))
 
 
 # ---- A network that reads
 
-
-FORMAT = 3  # of saved files
 MAX_TOKENS = 128  # a longer sentence is cut
 CACHED = 100_000  # sentences whose ids are kept, some 45 MB
 PIXELS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))  # CIFAR-100's mean and deviation, pixels from 0 to 1
@@ -296,8 +279,7 @@ PIXELS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))  # CIFAR-100's mea
 
 def encode(tokenizer: Tokenizer, text) -> np.ndarray:
     """The id, the type and the mask (1: no padding) of each token of a sentence or pair, (T, 3)."""
-    pair = (text,) if isinstance(text, str) else text
-    found = tokenizer.encode(*pair)
+    found = tokenizer.encode(text) if isinstance(text, str) else tokenizer.encode(*text)
     return np.array([found.ids, found.type_ids, found.attention_mask], np.int32).T
 
 
@@ -308,37 +290,36 @@ class Model(nn.Module):
     an example's texts, one or two; of pictures none. Raises ValueError if the tokeniser does not fit the network.
     """
 
+    title = None  # in a run: "student kd"
+    precision = "fp32"  # of matrix products; or "bf16"
+    layers = ()  # whose states are returned beside the logits
+    reads_noise = False  # whether it reads `noisy` instead of `examples`
+
     def __init__(self, network: nn.Module, tokenizer: Tokenizer | None = None, labels=None, columns=("sentence",)):
         super().__init__()
         self.network, self.tokenizer, self.labels, self.columns = network, tokenizer, labels, tuple(columns)
-        self.title = None  # in a run: "student kd"
-        self.precision = "fp32"  # of matrix products; or "bf16"
-        self.layers = ()  # whose states are returned beside the logits
-        self.reads_noise = False  # whether it reads `noisy` instead of `examples`
         # Not of `self`, which would then refer to itself and not be freed when it is no longer used.
         self.encode = functools.lru_cache(CACHED)(functools.partial(encode, tokenizer))
         reads = "sentences" if self.columns else "pictures"
-        if KINDS[kind_of(network.config)].reads != reads or bool(tokenizer) != bool(self.columns):
-            raise ValueError(f"expected a network that reads {reads}, and a tokeniser only for sentences")
+        fits = KINDS[kind_of(network.config)].reads == reads and bool(tokenizer) == bool(self.columns)
+        expect(fits, f"expected a network that reads {reads}, and a tokeniser only for sentences")
         if tokenizer:
             words = max(tokenizer.get_vocab().values()) + 1
-            if words > network.config.vocab_size:
-                raise ValueError(f"{words} words in the tokeniser for {network.config.vocab_size} rows in the network")
+            rows = network.config.vocab_size
+            expect(words <= rows, f"{words} words in the tokeniser for {rows} rows in the network")
             tokenizer.enable_truncation(min(network.config.max_tokens, MAX_TOKENS))
             tokenizer.no_padding()
 
     def lengths(self, examples) -> np.ndarray:
         """The number of tokens of each example, (N,); 1 for a picture."""
-        if not self.tokenizer:
-            return np.ones(len(examples), int)
-        return np.array([len(self.encode(text)) for text in examples])
+        return np.array([len(self.encode(text)) if self.tokenizer else 1 for text in examples])
 
     def inputs(self, examples) -> dict[str, torch.Tensor]:
         """What the network takes: ids, types and mask (B, T), T the length of the longest; or images (B, 3, 32, 32)."""
-        device = next(self.network.parameters()).device
+        device = next(self.parameters()).device
         if not self.tokenizer:
             mean, deviation = torch.tensor(PIXELS, device=device)[:, :, None, None]  # (3, 1, 1) each
-            return {"images": (torch.from_numpy(examples).to(device) / 255 - mean) / deviation}
+            return {"images": (torch.from_numpy(np.asarray(examples)).to(device) / 255 - mean) / deviation}
         encoded = [self.encode(text) for text in examples]
         padded = np.zeros((len(encoded), max(map(len, encoded)), 3), np.int32)  # (B, T, 3)
         for n, tokens in enumerate(encoded):
@@ -351,71 +332,86 @@ class Model(nn.Module):
         inputs = self.inputs(noisy if self.reads_noise and noisy is not None else examples)
         if self.layers:
             inputs["layers"] = self.layers
-        device = next(iter(inputs.values())).device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
+        device, half = next(self.parameters()).device.type, self.precision == "bf16"
+        with torch.autocast(device, torch.bfloat16, enabled=half, cache_enabled=False):
             return self.network(**inputs)
 
     @torch.no_grad()
-    def logits(self, examples: np.ndarray) -> np.ndarray:
+    def logits(self, examples) -> np.ndarray:
         """The logits (N, K) in eval mode, computed in batches of similar length."""
         was_training = self.training
         self.eval()
         rows = np.argsort(self.lengths(examples), kind="stable")
         found = []
-        for first in range(0, len(rows), 256):
-            outputs = self(examples[rows[first : first + 256]])
+        for batch in np.split(rows, range(256, len(rows), 256)):
+            outputs = self([examples[row] for row in batch])
             found.append((outputs[0] if self.layers else outputs).float().cpu())
         self.train(was_training)
         return torch.cat(found)[np.argsort(rows)].numpy()
 
-    def predict(self, examples: list) -> list[tuple]:
+    def predict(self, examples) -> list[tuple]:
         """For each sentence, each (sentence, sentence) of a task of pairs, or each picture in bytes (3, 32, 32),
         (label, {name: probability}); of a regression (score, {}). Raises ValueError on anything else, and if the
         network has no trained head."""
-        if self.labels is None:
-            raise ValueError("predict: expected a network with a trained head")
-        if isinstance(examples, str):
-            raise ValueError("predict: expected a list of sentences, found one sentence")
-        for example in examples:
-            if not self.fits(example):
-                expected = (
-                    " and ".join(self.columns) + ", in UTF-8" if self.columns else "a picture in bytes, (3, 32, 32)"
-                )
-                raise ValueError(f"expected {expected}, found {str(example)[:80]!r}")
-        if not len(examples):
+        expect(self.labels is not None, "predict: expected a network with a trained head")
+        expect(not isinstance(examples, str), "predict: expected a list of sentences, found one sentence")
+        examples = [self.checked(example) for example in examples]
+        if not examples:
             return []
-        texts = [tuple(example) if isinstance(example, list) else example for example in examples]
-        logits = self.logits(np.fromiter(texts, object) if self.columns else np.stack(examples))
+        logits = torch.from_numpy(self.logits(examples))
         if not self.labels:
             return [(score, {}) for score in logits[:, 0].tolist()]
         found = []
-        for probabilities in torch.from_numpy(logits).softmax(dim=-1).tolist():
+        for probabilities in logits.softmax(dim=-1).tolist():
             by_name = dict(zip(self.labels, probabilities))
             found.append((max(by_name, key=by_name.get), by_name))
         return found
 
-    def fits(self, example) -> bool:
-        """Whether this is an example that the model can read."""
-        if not self.columns:
-            return isinstance(example, np.ndarray) and example.shape == (3, 32, 32) and example.dtype == np.uint8
-        texts = example if len(self.columns) > 1 and isinstance(example, (tuple, list)) else [example]
-        not_utf8 = "[\ud800-\udfff]"  # what Python makes of bytes that are not
-        return len(texts) == len(self.columns) and all(
-            isinstance(text, str) and not re.search(not_utf8, text) for text in texts
-        )
+    def checked(self, example):
+        """An example that a user gave; texts in a list become a tuple. Raises ValueError if it cannot be read."""
+        example = tuple(example) if isinstance(example, list) else example
+        if self.columns:
+            expected = f"{' and '.join(self.columns)}, in UTF-8"
+            texts = example if isinstance(example, tuple) else (example,)
+            fits = len(texts) == len(self.columns) and all(isinstance(text, str) for text in texts)
+            fits = fits and not re.search("[\ud800-\udfff]", "".join(texts))  # Python's reading of what is not UTF-8
+        else:
+            expected = "a picture in bytes, (3, 32, 32)"
+            fits = isinstance(example, np.ndarray) and example.shape == (3, 32, 32) and example.dtype == np.uint8
+        expect(fits, f"expected {expected}, found {str(example)[:80]!r}")
+        return example
 
     def save(self, path):
         """Save it, so that `load` gives the same model."""
         write_whole(Path(path), {
-            "format": FORMAT, "kind": kind_of(self.network.config), "config": asdict(self.network.config),
+            "kind": kind_of(self.network.config), "config": asdict(self.network.config),
             "weights": self.network.state_dict(), "tokenizer": self.tokenizer and self.tokenizer.to_str(),
             "labels": self.labels, "columns": self.columns, "title": self.title,
         })  # fmt: skip
 
 
+# ---- Files
+
+FORMAT = 3  # of files that hold a dict
+
+
+class CheckpointError(ValueError):
+    """A saved network cannot be used. The message is one line: where, and what was expected."""
+
+
+@contextlib.contextmanager
+def expecting(what: str, kind=CheckpointError):
+    """Turn any exception of the block into one of this kind, of one line."""
+    try:
+        yield
+    except Exception as error:
+        raise kind(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
 def load(path) -> Model:
     """The model in a saved file, or in the metadistil.pt of a directory, in eval mode. Raises CheckpointError."""
-    with expecting(f"{path}: {EXPECTED}"):
+    names = ", ".join(PRESETS)
+    with expecting(f"{path}: expected a saved network (.pt), a directory with metadistil.pt, or one of {names}"):
         saved = read_whole(saved_file(path))
         network = build(KINDS[saved["kind"]].config(**saved["config"]))
         network.load_state_dict(saved["weights"])
@@ -432,19 +428,18 @@ def saved_file(path) -> Path:
 
 def read_whole(path) -> dict:
     """The dict that `write_whole` wrote. Raises any exception if a bit has changed, or if the format is another."""
-    if zipfile.ZipFile(path).testzip():
-        raise ValueError("a wrong check sum: make it again")
+    expect(not zipfile.ZipFile(path).testzip(), "a wrong check sum: make it again")
     saved = torch.load(path, "cpu", weights_only=True)
-    if saved.get("format") != FORMAT:
-        raise ValueError(f"format {saved.get('format', 1)}, expected {FORMAT}: make it again")
+    found = saved.get("format", 1)
+    expect(found == FORMAT, f"format {found}, expected {FORMAT}: make it again")
     return saved
 
 
 def write_whole(path: Path, content):
-    """Write text, or a dict by torch.save, atomically: `path` is never half written."""
+    """Write text, or a dict and its format by torch.save, atomically: `path` is never half written."""
     file = io.BytesIO()
     if isinstance(content, dict):
-        torch.save(content, file)
+        torch.save({"format": FORMAT} | content, file)
     else:
         file.write(content.encode())
     path.parent.mkdir(parents=True, exist_ok=True)

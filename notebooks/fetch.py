@@ -34,7 +34,7 @@ except ImportError:  # not needed for data sets
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import models  # noqa: E402
-from data import TASKS, InputError, expect  # noqa: E402
+from data import TASKS, InputError, expect, paths_of  # noqa: E402
 
 SENTEVAL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
 GLUE = "https://dl.fbaipublicfiles.com/glue/data/"
@@ -54,10 +54,9 @@ SOURCES = {  # of each task the address, and the MD5 checksum where one is known
 
 def fetch_data(name, data):
     """Download a task's data set. Its folder in the directory `data` appears whole and checked, or not at all."""
-    (address, md5), files = SOURCES[name], TASKS[name]
-    folder = Path(data, files.folder).expanduser()  # the shell leaves --data=~/glue as it is
-    ending = "tsv" if files.texts else "bin"
-    needed = [f"{file}.{ending}" for split, file in zip(("train", "dev", "test"), files.names) if split in files.needed]
+    address, md5 = SOURCES[name]
+    paths = paths_of(name, Path(data).expanduser())  # the shell leaves --data=~/glue as it is
+    folder, needed = paths["train"].parent, [paths[split].name for split in TASKS[name].needed]
     if all((folder / file).is_file() for file in needed):
         print(f"{name}: {folder} is already there")
         return

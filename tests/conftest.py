@@ -41,7 +41,7 @@ def seeded():
 
 def builtin_reviews(split):
     """A Split of the built-in reviews, rightly labelled."""
-    return data.read_files(data.TASKS["sst2"], data.REVIEWS, "sst2")[split]
+    return data.read_files("sst2", data.BUILTIN)[split]
 
 
 def write_reviews(folder):

@@ -133,11 +133,11 @@ def test_training_examples_that_stand_in_dev_are_left_out_and_said(tmp_path):
     (b"sentence\tlabel\tlabel\nx\t1\t0\n", "train.tsv:1: expected one column 'label'"),
     (b"sentence\tlabel\n", "train.tsv: expected a header and at least one sentence"),
     (b"sentence\tlabel\n\t1\n \t0\n", "train.tsv: expected a header and at least one sentence"),
-    (b"sentence\tlabel\nx\t1\ny\0\t0\n", "train.tsv:3: expected text, found a NUL byte"),
+    (b"sentence\tlabel\nx\t1\ny\0\t0\n", "train.tsv:3: expected text in UTF-8, found ['\\x00']"),
     (b"sentence\tlabel\nx\t1\nx\t1\ny\t1\ny\t1\n", "expected a training file with at least two examples"),
     (b"sentence\tlabel\nx\t1\ny\n", "train.tsv:3: expected 2 columns, found 1"),
     (b"sentence\tlabel\nx\t1\ny\tgood\n", "train.tsv:3: expected a label of 0, 1, found 'good'"),
-    (b"\xef\xbb\xbfsentence\tlabel\nx\t1\n\xe9\t0\n", "train.tsv:3: expected UTF-8, found the byte 0xe9"),
+    (b"\xef\xbb\xbfsentence\tlabel\nx\t1\n\xe9\t0\n", "train.tsv:3: expected text in UTF-8, found ['\\udce9']"),
 ])  # fmt: skip
 def test_bad_files_are_named_with_their_line(tmp_path, content, message):
     write_glue(tmp_path)
