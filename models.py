@@ -4,6 +4,7 @@ Shapes: B sentences, T tokens, D the hidden width, h heads of width d = D / h, K
 """
 
 import contextlib
+import copy
 import functools
 import io
 import itertools
@@ -310,7 +311,8 @@ class Model(nn.Module):
 
     def __init__(self, network: nn.Module, tokenizer: Tokenizer | None = None, labels=None, columns=("sentence",)):
         super().__init__()
-        self.network, self.tokenizer, self.labels, self.columns = network, tokenizer, labels, tuple(columns)
+        self.tokenizer = tokenizer = copy.deepcopy(tokenizer)  # as it is cut to the network's length below
+        self.network, self.labels, self.columns = network, labels, tuple(columns)
         self.title = None  # in a run: "student kd"
         self.precision = "fp32"  # of matrix products; or "bf16"
         self.layers = ()  # whose states are returned beside the logits
@@ -407,7 +409,7 @@ class Model(nn.Module):
     def save(self, path):
         """Save it, so that `load` gives the same model."""
         write_whole(Path(path), {
-            "format": FORMAT, "kind": kind_of(self.network.config), "config": asdict(self.network.config),
+            "kind": kind_of(self.network.config), "config": asdict(self.network.config),
             "weights": self.network.state_dict(), "tokenizer": self.tokenizer and self.tokenizer.to_str(),
             "labels": self.labels, "columns": self.columns, "title": self.title,
         })  # fmt: skip
@@ -444,7 +446,7 @@ def write_whole(path: Path, content):
     """Write text, or a dict by torch.save, atomically: `path` is never half written."""
     file = io.BytesIO()
     if isinstance(content, dict):
-        torch.save(content, file)
+        torch.save({"format": FORMAT} | content, file)
     else:
         file.write(content.encode())
     path.parent.mkdir(parents=True, exist_ok=True)
