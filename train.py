@@ -64,8 +64,8 @@ KINDS_OF_RUN = ("files", "builtin", "pretrained", "pictures")
 
 
 def option(help, valid=None, *defaults, teachers=("none", "fixed", "learning")):
-    """A field of Config. valid: a range, or a list of words. defaults: one, or one for each kind of run. teachers: a
-    method uses this option if its Method.teacher is one of them."""
+    """A field of Config. valid: a range, or a list of words. defaults: one, or one for each kind of run. Methods whose
+    Method.teacher is one of `teachers` use it."""
     if len(defaults) < 2:
         defaults = 4 * (defaults or (None,))
     metadata = {"help": help, "valid": valid, "defaults": defaults, "teachers": teachers}
@@ -116,12 +116,12 @@ class Config:
     precision: str = option("type of matrix products; fp32 if the hardware lacks bf16", ("fp32", "bf16"), "fp32")
     out: str = option("the run's directory, new or empty [a new one under runs/]")
 
-    def load(self, seed: int):
+    def load(self, seed):
         """The data.Task, split by the seed."""
         sizes = {"train_size": self.train_size, "label_noise": self.label_noise}
         return data.load_task(self.task, self.data, self.quiz_size, seed, **sizes)
 
-    def sources(self, seed: int) -> dict[str, str]:
+    def sources(self, seed):
         """{"student": preset or path, "teacher": ..., "teacher 2": ...}; "{seed}" in a path stands for the seed."""
         sources = {"student": self.student}
         for n, teacher in enumerate(self.teacher.split(","), 1):
@@ -135,7 +135,7 @@ DEFAULTS = {  # of each kind of run, by field
 }
 
 
-def flag(name) -> str:
+def flag(name):
     """The flag of a field of Config."""
     return f"--{name.replace('_', '-')}"
 
@@ -162,8 +162,7 @@ def resolved(config):
 
 
 def checked(name, value):
-    """The value given for a field of Config, in the field's type. Raises InputError if it has another type or is out of
-    range."""
+    """The value of a field of Config, in the field's type. Raises InputError on another type, or if out of range."""
     kind, valid = FIELDS[name].type, FIELDS[name].metadata["valid"]
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
     with models.expecting(f"{flag(name)} {value!r}: expected a value of type {kind.__name__}", InputError):
@@ -186,7 +185,7 @@ def method_named(name):
     return METHODS[name]
 
 
-def kind_of_run(config) -> str:
+def kind_of_run(config):
     """The first that applies: pictures; pretrained, if a network is a directory; builtin; files."""
     if not data.TASKS[config.task].texts:
         return "pictures"
@@ -195,12 +194,12 @@ def kind_of_run(config) -> str:
     return "builtin" if config.data == data.BUILTIN else "files"
 
 
-def absolute(sources) -> str:
+def absolute(sources):
     """Presets and paths, separated by commas, with absolute paths."""
     return ",".join(one if one in models.PRESETS else os.path.abspath(one) for one in sources.split(","))
 
 
-def bf16_in_hardware() -> bool:
+def bf16_in_hardware():
     """Whether the device multiplies in bfloat16. A processor that emulates it takes 10 to 17 times as long as fp32."""
     if DEVICE == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -253,7 +252,7 @@ def logits_loss(stage):
 
 
 def squared_errors(student_outputs, teacher_outputs, labels, alpha):
-    """L_S of a regression, α mean((z_S − z_T)²) + (1 − α) mean((z_S − y)²): outputs z (B, 1), labels y (B,) -> scalar."""
+    """α mean((z_S − z_T)²) + (1 − α) mean((z_S − y)²), of outputs z (B, 1) and scores y (B,) -> scalar."""
     hard = (student_outputs[:, 0] - labels).square().mean()
     if teacher_outputs is None:
         return hard
@@ -283,6 +282,7 @@ class Seed:
         self.examples = self.task.train + self.task.quiz  # train first, then quiz
         self.noisy = self.examples  # what students read while they train
         if config.noise:
+            expect(self.task.columns, "--noise: expected a task of sentences")
             self.noisy = data.noisy(self.task.train, config.noise, number) + self.task.quiz
         self.steps_per_epoch = math.ceil(len(self.examples) / config.batch_size)
         # The length of each example in the student's tokens, (N,): batches are made of similar lengths.
@@ -293,13 +293,13 @@ class Seed:
         """The tokeniser of presets, learnt from train and quiz. Pictures have none."""
         return data.train_tokenizer(self.examples.keys) if self.task.columns else None
 
-    def file(self, name) -> Path:
+    def file(self, name):
         """Where a network or a stage's result is saved."""
         return Path(self.config.out, f"seed{self.number}", name.replace(" ", "-"))
 
-    def model(self, role, title=None, trained=False) -> models.Model:
-        """A fresh copy of the role's network, a preset or a saved one, always with the same initial weights; trained:
-        the teacher as its own stage has saved it. Raises InputError, CheckpointError."""
+    def model(self, role, title=None, trained=False):
+        """A fresh copy of the role's network, always with the same initial weights; `trained`: the teacher as its own
+        stage has saved it. Raises InputError, CheckpointError."""
         config, task = self.config, self.task
         source = self.file(f"{role} before.pt") if trained else self.sources[role]
         changes = {"num_labels": task.num_labels, "dropout": config.dropout}
@@ -325,8 +325,8 @@ class Seed:
         return model.to(DEVICE)
 
     def take_over(self, network, saved, role):
-        """Load a saved model's weights into a fresh network. If the saved head is for other labels, the fresh one
-        stays random, and a note says so; a .pt for other labels cannot be a teacher: InputError."""
+        """Load a saved model's weights into a fresh network. A head for other labels is left out, and a note says so;
+        as a teacher, a .pt for other labels is an InputError."""
         weights, source = saved.network.state_dict(), self.sources[role]
         ours, theirs = (",".join(names) or "scores" for names in (self.task.label_names, saved.labels or []))
         if saved.labels is None or ours.lower() != theirs.lower():
@@ -341,8 +341,8 @@ class Seed:
         network.load_state_dict(weights)
 
     def batch(self, rows, step=None):
-        """({"examples": ..., "noisy": ...}, labels (B,)) of rows of train and quiz. step: the number of a training
-        step; its pictures are cropped."""
+        """({"examples": ..., "noisy": ...}, labels (B,)) of rows of train and quiz. In a training step (its number)
+        pictures are cropped."""
         inputs = {"examples": self.examples.examples[rows]}
         if self.task.columns:
             inputs["noisy"] = self.noisy.examples[rows]
@@ -350,7 +350,7 @@ class Seed:
             inputs["examples"] = data.crop_and_mirror(inputs["examples"], [self.number, 7, step])
         return inputs, torch.from_numpy(self.examples.labels[rows]).to(DEVICE)
 
-    def scores(self, model, *splits) -> dict[str, float]:
+    def scores(self, model, *splits):
         """{"dev accuracy": 0.81, ...}: the task's metrics on the given splits, if they have labels."""
         found = {}
         for name in splits:
@@ -368,9 +368,9 @@ class Seed:
 
 
 class Stage:
-    """The training of one network, the `learner`, by one method. `name` is the method of a student; or it is a teacher,
-    which learns labels before it teaches (one that comes as a .pt is trained already). We keep the last weights, not
-    those of the best epoch. trial: a dry run, before the teachers are trained."""
+    """The training of one network, the `learner`: a student by the method `name`; or the teacher `name`, which learns
+    labels before it teaches (a .pt is trained already). Its last weights are kept, not those of the best epoch. trial:
+    a dry run, with untrained teachers."""
 
     def __init__(self, seed, name, trial=False):
         config = seed.config
@@ -422,11 +422,11 @@ class Stage:
         rows = data.sample_quiz(self.task.quiz.labels, self.config.quiz_batch_size, self.seed.number, k)
         return self.seed.batch(own_part(len(self.task.train) + rows))
 
-    def is_logged(self, k) -> bool:
+    def is_logged(self, k):
         """For a step k at which the teacher learns: is it the last such step of its epoch?"""
         return k % self.seed.steps_per_epoch + self.config.meta_every >= self.seed.steps_per_epoch
 
-    def step(self, k) -> dict:
+    def step(self, k):
         """Set the rates, then take step k -> the scalar tensors that the method returns."""
         schedule, rows = SCHEDULES[self.config.schedule], self.rows(k)
         since_warmup = k - self.warmup_steps  # negative in the warm-up
@@ -455,7 +455,7 @@ def train_stage(stage, earlier):
     seed, checkpoint = stage.seed, stage.seed.file(f"{stage.name}.checkpoint")
     generators = [torch.random, torch.cuda] if DEVICE == "cuda" else [torch.random]
     torch.manual_seed(1000 + seed.number + 10**6 * RANK)  # for dropout
-    done, shown = {"seconds": 0.0, "log": []}, -math.inf
+    done, shown = {"seconds": 0.0, "log": []}, time.monotonic()
     if checkpoint.exists():
         with models.expecting(f"{checkpoint}: expected a whole checkpoint; delete it to restart the stage"):
             done = models.read_whole(checkpoint)
@@ -466,9 +466,6 @@ def train_stage(stage, earlier):
     for epoch in range(len(done["log"]), stage.total // seed.steps_per_epoch):
         losses, others = [], {}
         for k in range(epoch * seed.steps_per_epoch, (epoch + 1) * seed.steps_per_epoch):
-            if time.monotonic() - shown >= SHOW_SECONDS:
-                show(stage, k, done)
-                shown = time.monotonic()
             started = time.perf_counter()
             numbers = {name: value.item() for name, value in stage.step(k).items()}
             done["seconds"] += time.perf_counter() - started
@@ -476,6 +473,9 @@ def train_stage(stage, earlier):
             others |= numbers
             finite = np.isfinite(losses[-1])
             expect(finite, f"{stage.name}, step {k + 1}: expected a finite loss; try a tenth of the rates")
+            if time.monotonic() - shown >= SHOW_SECONDS:
+                show(stage, k + 1, done)
+                shown = time.monotonic()
         entry = {"seed": seed.number, "stage": stage.name, "epoch": epoch + 1, "step": k + 1}
         entry |= {"loss": float(np.mean(losses))} | others
         entry["scores"] = {model.title: seed.scores(model, "dev") for model in stage.trained}
@@ -485,7 +485,8 @@ def train_stage(stage, earlier):
         changing = [part.state_dict() for part in stage.changing]
         random_states = from_all([generator.get_rng_state() for generator in generators])
         write(checkpoint, done | {"changing": changing, "rng": random_states})
-    show(stage, stage.total, done)
+    if done["log"]:
+        show(stage, stage.total, done)
     save(stage, done)
 
 
@@ -504,10 +505,10 @@ def save(stage, done):
     write(stage.seed.file(f"{stage.name}.json"), json.dumps({"results": results, "log": done["log"]}))
 
 
-def show(stage, k, done):
-    """Print a progress line before step k."""
-    left = round(done["seconds"] / max(1, k) * (stage.total - k))
-    line = f"seed {stage.seed.number} {stage.name:<11} {k}/{stage.total}  {left // 60}:{left % 60:02} left"
+def show(stage, steps, done):
+    """Print a progress line: how many steps are done."""
+    left = round(done["seconds"] / steps * (stage.total - steps))
+    line = f"seed {stage.seed.number} {stage.name:<11} {steps}/{stage.total}  {left // 60}:{left % 60:02} left"
     for entry in done["log"][-1:]:
         line += f"  loss {entry['loss']:.3f}"
         for title, scores in entry["scores"].items():
@@ -524,7 +525,7 @@ def own_part(rows):
     return rows[RANK::RANKS] if len(rows) >= RANKS else rows
 
 
-def from_all(value) -> list:
+def from_all(value):
     """Every process's `value`, in the order of their ranks."""
     values = [value] * RANKS
     if RANKS > 1:
@@ -551,7 +552,7 @@ class Run(NamedTuple):
     table: str
 
     @property
-    def models(self) -> dict[str, models.Model]:
+    def models(self):
         """Seed 0's trained networks by title, read from their files."""
         return load_all(self.out)
 
@@ -599,7 +600,7 @@ def begun_with(config):
     return begun
 
 
-def try_out(config) -> list[str]:
+def try_out(config):
     """Build each stage of seed 0, one at a time, and take a step of each kind, so that what cannot work fails before
     anything is written -> notes for the user. Raises InputError, CheckpointError."""
     seed = Seed(config, 0)
@@ -618,7 +619,7 @@ def try_stage(stage):
         models.build(model.network.config).load_state_dict(model.network.state_dict())
 
 
-def claim(config) -> str:
+def claim(config):
     """Make the run's directory: --out, new or empty, or runs/TASK-KIND-MMDD-HHMMSS. Raises InputError."""
     out = config.out or time.strftime(f"runs/{config.task}-{kind_of_run(config)}-%m%d-%H%M%S")
     out = os.path.abspath(os.path.expanduser(out))
@@ -630,7 +631,7 @@ def claim(config) -> str:
     return out
 
 
-def stage_names(config) -> list[str]:
+def stage_names(config):
     """The stages of each seed: its teachers, then its methods."""
     _, *teachers = config.sources(0)
     return list(dict.fromkeys([*teachers, *config.methods.split(",")]))
@@ -666,7 +667,7 @@ def go_on(config, notes):
     return Run(config, out, results, text)
 
 
-def load_all(out) -> dict[str, models.Model]:
+def load_all(out):
     """{title: model} of the networks that a run has saved for seed 0, teachers first. Raises InputError."""
     found = [models.load(path) for path in Path(out, "seed0").glob("*.pt")]
     expect(found, f"{out}: expected a run with a trained network, found none; start one, or --resume it")
@@ -679,7 +680,7 @@ def load_all(out) -> dict[str, models.Model]:
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # of Student's t, 97.5%, 1 to 9 degrees
 
 
-def spread(values) -> str:
+def spread(values):
     """Percent: "71.2", or "71.2 ± 0.4", mean ± standard deviation of several seeds."""
     deviation = f" ± {100 * values.std(ddof=1):.1f}" if len(values) > 1 else ""
     return f"{100 * values.mean():.1f}{deviation}"
@@ -694,7 +695,7 @@ def interval(ours, theirs):
     return difference.mean(), t * difference.std(ddof=1) / np.sqrt(n)
 
 
-def paired_difference(ours, theirs) -> str:
+def paired_difference(ours, theirs):
     """In points: "+4.1 [+2.0, +6.2]", the mean and its 95% interval; with one seed "+4.1"."""
     mean, half = interval(ours, theirs)
     return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]" if len(ours) > 1 else f"{mean:+.1f}"
@@ -757,9 +758,8 @@ def print_predictions(out, sentences):
 def parse(arguments):
     """What the command line gives, a dict: a flag for each field of Config, --resume, --predict. Raises InputError."""
     flags = argparse.ArgumentParser(PROGRAM, None, __doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    flags.formatter_class = argparse.RawDescriptionHelpFormatter
     flags.error = functools.partial(expect, False)  # raises InputError with argparse's message
-    flags.epilog = f"methods: {', '.join(METHODS)}\ndefaults, in brackets, are those of a run on: {', '.join(DEFAULTS)}"
+    flags.epilog = f"Methods: {', '.join(METHODS)}. Defaults, in brackets, are those of a run on: {', '.join(DEFAULTS)}"
     for name, field in FIELDS.items():
         text, valid = field.metadata["help"], field.metadata["valid"]
         defaults = [str(default) for default in field.metadata["defaults"]]
