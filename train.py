@@ -32,6 +32,7 @@ from models import load  # noqa: F401  load("runs/NAME/seed0/student-kd.pt").pre
 PROGRAM = "train.py"  # in messages; a script that adds methods puts its own name here
 MORE_METHODS = "notebooks/methods.py"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+GENERATORS = [torch.random, torch.cuda] if DEVICE == "cuda" else [torch.random]
 # Under torchrun each process computes its own part of every batch. Only the first, RANK 0, writes files and prints.
 RANK, RANKS = 0, 1
 if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -103,9 +104,7 @@ class Config:
     temperature: float = kd_option("T, by which the logits are divided", POSITIVE, 2.0, 2.0, 2.0, 4.0)
     pilot_lr: float = meta_option("λ, rate of the pilot update", POSITIVE, 0.02, 0.1, 2e-3, 0.02)
     teacher_lr: float = meta_option("μ, rate of the meta update", NOT_NEGATIVE, 1e-5, 5e-4, 1e-6, 2e-4)
-    teacher_optimizer: str = meta_option(
-        "the meta update's optimiser", OPTIMIZERS, "adamw", "adamw", "adamw", "momentum"
-    )
+    teacher_optimizer: str = meta_option("that of the meta update", OPTIMIZERS, "adamw", "adamw", "adamw", "momentum")
     quiz_batch_size: int = meta_option("quiz examples per step, balanced over classes", COUNT, 64, 200, 64, 128)
     meta_grad: str = meta_option(
         "mode of meta_gradient", metadistil.MODES, "second_order", "second_order", "second_order", "jvp"
@@ -385,6 +384,7 @@ class Stage:
             self.learner = seed.model("student", f"student {name}")
         self.warmup_steps = warmup_epochs * seed.steps_per_epoch
         self.total = self.warmup_steps + epochs * seed.steps_per_epoch
+        self.seconds, self.log = 0.0, []  # of training; an entry for each epoch done
         self.teachers = []
         if self.method.teacher != "none":
             _, *roles = seed.sources
@@ -439,6 +439,20 @@ class Stage:
                 take = distil_step
         return take(self, self.seed.batch(rows, k), rows, k)
 
+    def state_dict(self):
+        """All that has changed since the stage began, with the random states of all processes: a checkpoint."""
+        random_states = from_all([generator.get_rng_state() for generator in GENERATORS])
+        changing = [part.state_dict() for part in self.changing]
+        return {"seconds": self.seconds, "log": self.log, "changing": changing, "rng": random_states}
+
+    def load_state_dict(self, state):
+        """Go back to a checkpoint."""
+        self.seconds, self.log = state["seconds"], state["log"]
+        for part, of_part in zip(self.changing, state["changing"], strict=True):
+            part.load_state_dict(of_part)
+        for generator, random_state in zip(GENERATORS, state["rng"][RANK], strict=True):
+            generator.set_rng_state(random_state)
+
 
 def set_rate(optimizer, rate):
     """Set the learning rate of the optimiser's next step."""
@@ -453,44 +467,37 @@ def train_stage(stage, earlier):
     """Train the epochs that the stage's checkpoint lacks. After each one score dev, log, and write a checkpoint; at the
     end save networks and scores. earlier: the log of the stages before."""
     seed, checkpoint = stage.seed, stage.seed.file(f"{stage.name}.checkpoint")
-    generators = [torch.random, torch.cuda] if DEVICE == "cuda" else [torch.random]
     torch.manual_seed(1000 + seed.number + 10**6 * RANK)  # for dropout
-    done, shown = {"seconds": 0.0, "log": []}, time.monotonic()
     if checkpoint.exists():
         with models.expecting(f"{checkpoint}: expected a whole checkpoint; delete it to restart the stage"):
-            done = models.read_whole(checkpoint)
-            for part, state in zip(stage.changing, done.pop("changing"), strict=True):
-                part.load_state_dict(state)
-            for generator, state in zip(generators, done.pop("rng")[RANK], strict=True):
-                generator.set_rng_state(state)
-    for epoch in range(len(done["log"]), stage.total // seed.steps_per_epoch):
+            stage.load_state_dict(models.read_whole(checkpoint))
+    shown = time.monotonic()
+    for epoch in range(len(stage.log), stage.total // seed.steps_per_epoch):
         losses, others = [], {}
         for k in range(epoch * seed.steps_per_epoch, (epoch + 1) * seed.steps_per_epoch):
             started = time.perf_counter()
             numbers = {name: value.item() for name, value in stage.step(k).items()}
-            done["seconds"] += time.perf_counter() - started
+            stage.seconds += time.perf_counter() - started
             losses.append(numbers.pop("loss"))
             others |= numbers
             finite = np.isfinite(losses[-1])
             expect(finite, f"{stage.name}, step {k + 1}: expected a finite loss; try a tenth of the rates")
             if time.monotonic() - shown >= SHOW_SECONDS:
-                show(stage, k + 1, done)
+                show(stage, k + 1)
                 shown = time.monotonic()
         entry = {"seed": seed.number, "stage": stage.name, "epoch": epoch + 1, "step": k + 1}
         entry |= {"loss": float(np.mean(losses))} | others
         entry["scores"] = {model.title: seed.scores(model, "dev") for model in stage.trained}
-        done["log"].append(entry)
-        lines = [f"{json.dumps(entry)}\n" for entry in earlier + done["log"]]
+        stage.log.append(entry)
+        lines = [f"{json.dumps(entry)}\n" for entry in earlier + stage.log]
         write(Path(stage.config.out, "metrics.jsonl"), "".join(lines))
-        changing = [part.state_dict() for part in stage.changing]
-        random_states = from_all([generator.get_rng_state() for generator in generators])
-        write(checkpoint, done | {"changing": changing, "rng": random_states})
-    if done["log"]:
-        show(stage, stage.total, done)
-    save(stage, done)
+        write(checkpoint, stage.state_dict())
+    if stage.log:
+        show(stage, stage.total)
+    save(stage)
 
 
-def save(stage, done):
+def save(stage):
     """Save the stage's networks; score them on dev and, only now, on test; write the result, which ends the stage."""
     results, metric = {}, f"dev {stage.task.metrics[0]}"
     for model in stage.trained:
@@ -498,18 +505,18 @@ def save(stage, done):
             model.save(stage.seed.file(f"{model.title}.pt"))
         results[model.title] = {
             "scores": stage.seed.scores(model, "dev", "test"),
-            "by_epoch": [epoch["scores"][model.title][metric] for epoch in done["log"]],
+            "by_epoch": [epoch["scores"][model.title][metric] for epoch in stage.log],
             "parameters": sum(theta.numel() for theta in model.parameters()),
-            "seconds": done["seconds"],  # of the whole stage, for a taught teacher as for its student
+            "seconds": stage.seconds,  # of the whole stage, for a taught teacher as for its student
         }
-    write(stage.seed.file(f"{stage.name}.json"), json.dumps({"results": results, "log": done["log"]}))
+    write(stage.seed.file(f"{stage.name}.json"), json.dumps({"results": results, "log": stage.log}))
 
 
-def show(stage, steps, done):
+def show(stage, steps):
     """Print a progress line: how many steps are done."""
-    left = round(done["seconds"] / steps * (stage.total - steps))
+    left = round(stage.seconds / steps * (stage.total - steps))
     line = f"seed {stage.seed.number} {stage.name:<11} {steps}/{stage.total}  {left // 60}:{left % 60:02} left"
-    for entry in done["log"][-1:]:
+    for entry in stage.log[-1:]:
         line += f"  loss {entry['loss']:.3f}"
         for title, scores in entry["scores"].items():
             line += f"  {title.split()[0]} {next(iter(scores.values())):.3f}"
