@@ -61,14 +61,12 @@ def falls(step, total):
 
 
 SCHEDULES = {"linear": linear, "falls": falls}  # (step, total) -> share of the rate
-KINDS_OF_RUN = ("files", "builtin", "pretrained", "pictures")
 
 
-def option(help, valid=None, *defaults, teachers=("none", "fixed", "learning")):
-    """A field of Config. valid: a range, or a list of words. defaults: one, or one for each kind of run. Methods whose
-    Method.teacher is one of `teachers` use it."""
-    if len(defaults) < 2:
-        defaults = 4 * (defaults or (None,))
+def option(help, valid=None, default=None, *others, teachers=("none", "fixed", "learning")):
+    """A field of Config. valid: a range, or a list of words. default: that of runs on files; others: those of the three
+    other kinds of run, if they differ. Methods whose Method.teacher is one of `teachers` use it."""
+    defaults = [default, *(others or 3 * [default])]
     metadata = {"help": help, "valid": valid, "defaults": defaults, "teachers": teachers}
     return dataclasses.field(default=None, metadata=metadata)
 
@@ -130,7 +128,8 @@ class Config:
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 DEFAULTS = {  # of each kind of run, by field
-    kind: {name: field.metadata["defaults"][n] for name, field in FIELDS.items()} for n, kind in enumerate(KINDS_OF_RUN)
+    kind: {name: field.metadata["defaults"][n] for name, field in FIELDS.items()}
+    for n, kind in enumerate(["files", "builtin", "pretrained", "pictures"])
 }
 
 
@@ -660,8 +659,7 @@ def go_on(config, notes):
             ended = seed.file(f"{name}.json")
             if not from_all(ended.exists())[0]:  # the first decides: it may write before others look
                 train_stage(Stage(seed, name), log)
-            if RANK == 0:
-                seed.file(f"{name}.checkpoint").unlink(missing_ok=True)
+            seed.file(f"{name}.checkpoint").unlink(missing_ok=True)
             found = json.loads(ended.read_text())
             log += found["log"]
             for title, of_seed in found["results"].items():
