@@ -4,6 +4,7 @@ Shapes: B sentences, T tokens, D the hidden width, h heads of width d = D / h, K
 """
 
 import contextlib
+import copy
 import functools
 import io
 import itertools
@@ -297,7 +298,8 @@ class Model(nn.Module):
 
     def __init__(self, network: nn.Module, tokenizer: Tokenizer | None = None, labels=None, columns=("sentence",)):
         super().__init__()
-        self.network, self.tokenizer, self.labels, self.columns = network, tokenizer, labels, tuple(columns)
+        self.tokenizer = tokenizer = copy.deepcopy(tokenizer)  # as it is cut to the network's length below
+        self.network, self.labels, self.columns = network, labels, tuple(columns)
         # Not of `self`, which would then refer to itself and not be freed when it is no longer used.
         self.encode = functools.lru_cache(CACHED)(functools.partial(encode, tokenizer))
         reads = "sentences" if self.columns else "pictures"

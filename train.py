@@ -21,22 +21,22 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import distributed, nn
 
 import data
 import metadistil
 import models
 from data import InputError, expect
-from metadistil import MODES
 from models import load  # noqa: F401  load("runs/NAME/seed0/student-kd.pt").predict(["NLP is fun."])
 
 PROGRAM = "train.py"  # in messages; a script that adds methods puts its own name here
 MORE_METHODS = "notebooks/methods.py"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+GENERATORS = [torch.random, torch.cuda] if DEVICE == "cuda" else [torch.random]
 # Under torchrun each process computes its own part of every batch. Only the first, RANK 0, writes files and prints.
-SEVERAL = "TORCHELASTIC_RUN_ID" in os.environ
-RANK, RANKS = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if SEVERAL else (0, 1)
+RANK, RANKS = 0, 1
+if "TORCHELASTIC_RUN_ID" in os.environ:
+    RANK, RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 SHOW_SECONDS = 5  # between two lines of progress
 
 # ---- 1. The configuration
@@ -61,14 +61,14 @@ def falls(step, total):
 
 
 SCHEDULES = {"linear": linear, "falls": falls}  # (step, total) -> share of the rate
-KINDS_OF_RUN = ("files", "builtin", "pretrained", "pictures")
 
 
 def option(help, valid=None, default=None, *others, teachers=("none", "fixed", "learning")):
     """A field of Config. valid: a range, or a list of words. default: that of runs on files; others: those of the three
-    other kinds of run, if they differ. teachers: a method uses this option if its Method.teacher is one of them."""
-    defaults = dict(zip(KINDS_OF_RUN, [default, *(others or 3 * [default])], strict=True))
-    return dataclasses.field(default=None, metadata=dict(help=help, valid=valid, defaults=defaults, teachers=teachers))
+    other kinds of run, if they differ. Methods whose Method.teacher is one of `teachers` use it."""
+    defaults = [default, *(others or 3 * [default])]
+    metadata = {"help": help, "valid": valid, "defaults": defaults, "teachers": teachers}
+    return dataclasses.field(default=None, metadata=metadata)
 
 
 kd_option = functools.partial(option, teachers=("fixed", "learning"))
@@ -102,36 +102,88 @@ class Config:
     temperature: float = kd_option("T, by which the logits are divided", POSITIVE, 2.0, 2.0, 2.0, 4.0)
     pilot_lr: float = meta_option("λ, rate of the pilot update", POSITIVE, 0.02, 0.1, 2e-3, 0.02)
     teacher_lr: float = meta_option("μ, rate of the meta update", NOT_NEGATIVE, 1e-5, 5e-4, 1e-6, 2e-4)
-    teacher_optimizer: str = meta_option(
-        "the meta update's optimiser", OPTIMIZERS, "adamw", "adamw", "adamw", "momentum"
-    )
+    teacher_optimizer: str = meta_option("that of the meta update", OPTIMIZERS, "adamw", "adamw", "adamw", "momentum")
     quiz_batch_size: int = meta_option("quiz examples per step, balanced over classes", COUNT, 64, 200, 64, 128)
-    meta_grad: str = meta_option("mode of meta_gradient", MODES, "second_order", "second_order", "second_order", "jvp")
+    meta_grad: str = meta_option(
+        "mode of meta_gradient", metadistil.MODES, "second_order", "second_order", "second_order", "jvp"
+    )
     meta_every: int = meta_option("the teacher learns at every K-th step", COUNT, 1, 1, 1, 4)
     learn_quiz: bool = meta_option("train MetaDistil's students on the quiz's labels, too", None, False)
     seeds: int = option("do everything with seeds 0 to N-1", COUNT, 1)
     precision: str = option("type of matrix products; fp32 if the hardware lacks bf16", ("fp32", "bf16"), "fp32")
     out: str = option("the run's directory, new or empty [a new one under runs/]")
 
-    def load(self, seed: int):
+    def load(self, seed):
         """The data.Task, split by the seed."""
         sizes = {"train_size": self.train_size, "label_noise": self.label_noise}
         return data.load_task(self.task, self.data, self.quiz_size, seed, **sizes)
 
-    def sources(self, seed: int) -> dict[str, str]:
+    def sources(self, seed):
         """{"student": preset or path, "teacher": ..., "teacher 2": ...}; "{seed}" in a path stands for the seed."""
-        student, *teachers = f"{self.student},{self.teacher}".replace("{seed}", str(seed)).split(",")
-        numbered = {f"teacher {n}" if n > 1 else "teacher": source for n, source in enumerate(teachers, 1)}
-        return {"student": student} | numbered
+        sources = {"student": self.student}
+        for n, teacher in enumerate(self.teacher.split(","), 1):
+            sources[f"teacher {n}" if n > 1 else "teacher"] = teacher
+        return {role: source.replace("{seed}", str(seed)) for role, source in sources.items()}
 
 
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 DEFAULTS = {  # of each kind of run, by field
-    kind: {field.name: field.metadata["defaults"][kind] for field in dataclasses.fields(Config)}
-    for kind in KINDS_OF_RUN
+    kind: {name: field.metadata["defaults"][n] for name, field in FIELDS.items()}
+    for n, kind in enumerate(["files", "builtin", "pretrained", "pictures"])
 }
 
 
-def kind_of_run(config: Config) -> str:
+def flag(name):
+    """The flag of a field of Config."""
+    return f"--{name.replace('_', '-')}"
+
+
+def resolved(config):
+    """A complete configuration: checked, with the defaults of its kind of run and absolute paths, so that the run can
+    be resumed from anywhere. A field that no method uses is None. Raises InputError."""
+    given = {name: checked(name, value) for name, value in vars(config).items() if value is not None}
+    config = Config(**DEFAULTS["files"] | given)
+    teachers = {method_named(name).teacher for name in config.methods.split(",")}
+    used = [name for name, field in FIELDS.items() if teachers.intersection(field.metadata["teachers"])]
+    for name in given:
+        expect(name in used, f"{flag(name)}: no method of the run uses it")
+    task = config.load(0)  # it may fall back on the built-in reviews
+    config.data = task.data if task.data == data.BUILTIN else os.path.abspath(task.data)
+    given |= {"data": config.data, "quiz_size": len(task.quiz), "label_noise": task.label_noise}
+    defaults = DEFAULTS[kind_of_run(config)]
+    config = Config(**{name: defaults[name] for name in used} | given)
+    config.student, config.teacher = absolute(config.student), absolute(config.teacher)
+    if config.precision == "bf16" and not bf16_in_hardware():
+        config.precision = "fp32"
+        print("note: no hardware for bf16 here; computing in fp32")
+    return config
+
+
+def checked(name, value):
+    """The value of a field of Config, in the field's type. Raises InputError on another type, or if out of range."""
+    kind, valid = FIELDS[name].type, FIELDS[name].metadata["valid"]
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    with models.expecting(f"{flag(name)} {value!r}: expected a value of type {kind.__name__}", InputError):
+        found = kind(value)
+        expect(found == value, f"found {found}")
+    if kind in (int, float):
+        low, high = valid
+        expect(low <= found <= high, f"{flag(name)} {found}: expected a number from {low:g} to {high:g}")
+    elif valid:
+        expect(found in valid, f"{flag(name)} {found}: expected one of {', '.join(valid)}")
+    return found
+
+
+def method_named(name):
+    """The Method of that name. Raises InputError if it is not in METHODS, or cannot name a file."""
+    more = "" if PROGRAM == MORE_METHODS else f"; python {MORE_METHODS} has more, such as pkd"
+    expect(name in METHODS, f"--methods {name}: expected some of {', '.join(METHODS)}{more}")
+    fits = re.fullmatch(r"(?!teacher)[\w.-]+", name)
+    expect(fits, f"--methods {name}: expected letters, digits, _, - and ., and not 'teacher' at the start")
+    return METHODS[name]
+
+
+def kind_of_run(config):
     """The first that applies: pictures; pretrained, if a network is a directory; builtin; files."""
     if not data.TASKS[config.task].texts:
         return "pictures"
@@ -140,69 +192,12 @@ def kind_of_run(config: Config) -> str:
     return "builtin" if config.data == data.BUILTIN else "files"
 
 
-def resolved(config: Config) -> Config:
-    """A complete configuration: checked, with the defaults of its kind of run and absolute paths, so that the run can
-    be resumed from anywhere. A field that no method uses is None. Raises InputError."""
-    given = {name: value for name, value in vars(config).items() if value is not None}
-    methods = checked_methods(str(given.get("methods", DEFAULTS["files"]["methods"])))
-    for field in dataclasses.fields(config):
-        if field.name in given:
-            given[field.name] = checked(field, given[field.name], methods)
-    task = Config(**DEFAULTS["files"] | given).load(0)
-    # load_task may have fallen back on the built-in reviews.
-    given["data"] = task.data if task.data == data.BUILTIN else os.path.abspath(task.data)
-    given |= {"quiz_size": len(task.quiz), "label_noise": task.label_noise}
-    config = Config(**DEFAULTS[kind_of_run(Config(**DEFAULTS["files"] | given))] | given)
-    expect("," not in config.student, f"--student {config.student}: expected one network")
-    expect(task.columns or not config.noise, "--noise: expected a task of sentences")
-    for role in ("student", "teacher"):
-        networks = getattr(config, role).split(",")
-        paths = [source if source in models.PRESETS else os.path.abspath(source) for source in networks]
-        fits = all(networks) and "," not in "".join(paths)
-        expect(fits, f"--{role} {getattr(config, role)}: expected networks, none empty, no comma in a path")
-        setattr(config, role, ",".join(paths))
-    for field in dataclasses.fields(config):
-        if not is_used(field, methods):
-            setattr(config, field.name, None)
-    if config.precision == "bf16" and not bf16_in_hardware():
-        config.precision = "fp32"
-        print("note: no hardware for bf16 here; computing in fp32")
-    return config
+def absolute(sources):
+    """Presets and paths, separated by commas, with absolute paths."""
+    return ",".join(one if one in models.PRESETS else os.path.abspath(one) for one in sources.split(","))
 
 
-def checked_methods(names: str) -> list["Method"]:
-    """The methods of these names. Raises InputError on a name that is not in METHODS, or cannot name a file."""
-    for name in names.split(","):
-        more = "" if PROGRAM == MORE_METHODS else f"; python {MORE_METHODS} has more, such as pkd"
-        expect(name in METHODS, f"--methods {name}: expected some of {', '.join(METHODS)}{more}")
-        fits = re.fullmatch(r"[\w.-]+", name) and not name.startswith("teacher")
-        expect(fits, f"--methods {name}: expected letters, digits, _, - and ., and not 'teacher' at the start")
-    return [METHODS[name] for name in names.split(",")]
-
-
-def is_used(field, methods) -> bool:
-    """Whether one of the methods uses this field of Config."""
-    return any(method.teacher in field.metadata["teachers"] for method in methods)
-
-
-def checked(field, value, methods):
-    """The value given for a field of Config, in the field's type. Raises InputError if it has another type, is out of
-    range, or if no method of the run uses it."""
-    flag, valid = f"--{field.name.replace('_', '-')}", field.metadata["valid"]
-    expect(is_used(field, methods), f"{flag}: no method of the run uses it")
-    value = os.fspath(value) if isinstance(value, os.PathLike) else value
-    with models.expecting(f"{flag} {value!r}: expected a value of type {field.type.__name__}", InputError):
-        found = field.type(value)
-        expect(found == value, f"found {found}")
-    if field.type in (int, float):
-        low, high = valid
-        expect(low <= found <= high, f"{flag} {found}: expected a number from {low:g} to {high:g}")
-    elif valid:
-        expect(found in valid, f"{flag} {found}: expected one of {', '.join(valid)}")
-    return found
-
-
-def bf16_in_hardware() -> bool:
+def bf16_in_hardware():
     """Whether the device multiplies in bfloat16. A processor that emulates it takes 10 to 17 times as long as fp32."""
     if DEVICE == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -238,29 +233,28 @@ def distil_step(stage, batch, rows, k):
 def meta_step(stage, batch, rows, k):
     """One iteration of Algorithm 1. The last in an epoch also measures the quiz loss before the pilot, for the log."""
     config = stage.config
-    trace = {} if stage.is_logged(k) else None
-    L_S, result = metadistil.metadistil_step(
+    logged = ("quiz_loss_before", "quiz_loss_after") if stage.is_logged(k) else ()
+    trace = {} if logged else None
+    L_S, _ = metadistil.metadistil_step(
         stage.learner, stage.teachers, batch, stage.quiz(k), stage.optimizer, stage.teacher_optimizer,
         pilot_lr=config.pilot_lr, loss=stage.loss, quiz_loss=stage.quiz_loss, mode=config.meta_grad, trace=trace,
     )  # fmt: skip
-    if not trace:
-        return {"loss": L_S}
-    return {"loss": L_S, "quiz_loss_before": trace["quiz_loss_before"], "quiz_loss_after": result.quiz_loss}
+    return {"loss": L_S} | {name: trace[name] for name in logged}
 
 
 def logits_loss(stage):
-    """L_S of kd: metadistil's kd_loss; for a regression, outputs (B, 1) and labels (B,), squared errors."""
-    alpha = stage.config.alpha
-    if stage.task.label_names:
-        return functools.partial(metadistil.kd_loss, alpha=alpha, temperature=stage.config.temperature)
+    """L_S of kd: metadistil's kd_loss, or for a regression squared errors."""
+    if not stage.task.label_names:
+        return functools.partial(squared_errors, alpha=stage.config.alpha)
+    return functools.partial(metadistil.kd_loss, alpha=stage.config.alpha, temperature=stage.config.temperature)
 
-    def squared_errors(student_outputs, teacher_outputs, labels):
-        hard = (student_outputs[:, 0] - labels).square().mean()
-        if teacher_outputs is None:
-            return hard
-        return alpha * (student_outputs - teacher_outputs).square().mean() + (1 - alpha) * hard
 
-    return squared_errors
+def squared_errors(student_outputs, teacher_outputs, labels, alpha):
+    """α mean((z_S − z_T)²) + (1 − α) mean((z_S − y)²), of outputs z (B, 1) and scores y (B,) -> scalar."""
+    hard = (student_outputs[:, 0] - labels).square().mean()
+    if teacher_outputs is None:
+        return hard
+    return alpha * (student_outputs - teacher_outputs).square().mean() + (1 - alpha) * hard
 
 
 # Before it teaches, a teacher is trained as finetune trains a student, on the labels of train and quiz. So the quiz is
@@ -278,37 +272,38 @@ METHODS = {
 class Seed:
     """The splits of one seed, and the initial state of its networks."""
 
-    def __init__(self, config: Config, number: int):
+    def __init__(self, config, number):
         self.config, self.number = config, number
         self.task = config.load(number)
         self.sources = config.sources(number)
+        self.notes = [*self.task.notes]
         self.examples = self.task.train + self.task.quiz  # train first, then quiz
         self.noisy = self.examples  # what students read while they train
         if config.noise:
+            expect(self.task.columns, "--noise: expected a task of sentences")
             self.noisy = data.noisy(self.task.train, config.noise, number) + self.task.quiz
         self.steps_per_epoch = math.ceil(len(self.examples) / config.batch_size)
-        self.notes = []
         # The length of each example in the student's tokens, (N,): batches are made of similar lengths.
         self.lengths = self.model("student").lengths(self.noisy.examples)
 
     @functools.cached_property
-    def tokenizer(self) -> str:
-        """The tokeniser of presets, learnt from train and quiz; as JSON."""
-        return data.train_tokenizer(self.examples.keys).to_str()
+    def tokenizer(self):
+        """The tokeniser of presets, learnt from train and quiz. Pictures have none."""
+        return data.train_tokenizer(self.examples.keys) if self.task.columns else None
 
-    def file(self, name) -> Path:
+    def file(self, name):
         """Where a network or a stage's result is saved."""
         return Path(self.config.out, f"seed{self.number}", name.replace(" ", "-"))
 
-    def model(self, role) -> models.Model:
-        """A fresh copy of the role's network, a preset or a saved one, always with the same initial weights. Raises
-        InputError, CheckpointError."""
-        config, task, source = self.config, self.task, self.sources[role]
+    def model(self, role, title=None, trained=False):
+        """A fresh copy of the role's network, always with the same initial weights; `trained`: the teacher as its own
+        stage has saved it. Raises InputError, CheckpointError."""
+        config, task = self.config, self.task
+        source = self.file(f"{role} before.pt") if trained else self.sources[role]
         changes = {"num_labels": task.num_labels, "dropout": config.dropout}
         if source in models.PRESETS:
-            saved, shape, tokenizer = None, models.PRESETS[source], None
-            if task.columns:
-                tokenizer = Tokenizer.from_str(self.tokenizer)
+            saved, shape, tokenizer = None, models.PRESETS[source], self.tokenizer
+            if tokenizer:
                 changes["vocab_size"] = tokenizer.get_vocab_size()
         else:
             saved = models.load(source)
@@ -324,28 +319,28 @@ class Seed:
                 network.keep_layers(layers)
         with models.expecting(source):
             model = models.Model(network, tokenizer, task.label_names, task.columns)
-        model.reads_noise = role == "student"
-        return model
+        model.title, model.precision, model.reads_noise = title, config.precision, role == "student"
+        return model.to(DEVICE)
 
     def take_over(self, network, saved, role):
-        """Load a saved model's weights into a fresh network. If the saved head is for other labels, the fresh one
-        stays random, and a note says so; a .pt for other labels cannot be a teacher: InputError."""
+        """Load a saved model's weights into a fresh network. A head for other labels is left out, and a note says so;
+        as a teacher, a .pt for other labels is an InputError."""
         weights, source = saved.network.state_dict(), self.sources[role]
-        ours, theirs = (",".join(labels or []) for labels in (self.task.label_names, saved.labels))
+        ours, theirs = (",".join(names) or "scores" for names in (self.task.label_names, saved.labels or []))
         if saved.labels is None or ours.lower() != theirs.lower():
             fits = role == "student" or not source.endswith(".pt")
-            expect(fits, f"{source}: expected a teacher of {ours or 'scores'}, found one of {theirs or 'scores'}")
+            expect(fits, f"{source}: expected a teacher of {ours}, found one of {theirs}")
             weights |= network.classifier.state_dict(prefix="classifier.")
             if saved.labels is not None:
-                note = f"{source} gets a new head: its own is for {theirs or 'scores'}, the task has {ours or 'scores'}"
+                note = f"{source} gets a new head: its own is for {theirs}, the task has {ours}"
                 if len(saved.labels) == len(self.task.label_names):
                     note += f'; if the labels mean the same: python notebooks/fetch.py "{source}" --labels "{ours}"'
                 self.notes.append(note)
         network.load_state_dict(weights)
 
     def batch(self, rows, step=None):
-        """({"examples": ..., "noisy": ...}, labels (B,)) of rows of train and quiz. step: the number of a training
-        step; its pictures are cropped."""
+        """({"examples": ..., "noisy": ...}, labels (B,)) of rows of train and quiz. In a training step (its number)
+        pictures are cropped."""
         inputs = {"examples": self.examples.examples[rows]}
         if self.task.columns:
             inputs["noisy"] = self.noisy.examples[rows]
@@ -353,7 +348,7 @@ class Seed:
             inputs["examples"] = data.crop_and_mirror(inputs["examples"], [self.number, 7, step])
         return inputs, torch.from_numpy(self.examples.labels[rows]).to(DEVICE)
 
-    def scores(self, model, *splits) -> dict[str, float]:
+    def scores(self, model, *splits):
         """{"dev accuracy": 0.81, ...}: the task's metrics on the given splits, if they have labels."""
         found = {}
         for name in splits:
@@ -371,28 +366,30 @@ class Seed:
 
 
 class Stage:
-    """The training of one network, the `learner`: a student, if `name` is a method; or the teacher of that name, which
-    learns labels before it teaches (one that comes as a .pt is trained already). We keep the last weights, not those of
-    the best epoch. trial: a dry run, before the teachers are trained."""
+    """The training of one network, the `learner`: a student by the method `name`; or the teacher `name`, which learns
+    labels before it teaches (a .pt is trained already). Its last weights are kept, not those of the best epoch. trial:
+    a dry run, with untrained teachers."""
 
-    def __init__(self, seed: Seed, name, trial=False):
-        self.seed, self.name = seed, name
-        self.config, self.task = seed.config, seed.task
-        config = self.config
-        is_teacher = name in seed.sources
-        self.method = METHODS["finetune" if is_teacher else name]
-        self.learner = seed.model(name if is_teacher else "student")
-        self.learner.title = f"{name} before" if is_teacher else f"student {name}"
-        self.rate = config.finetune_lr if is_teacher else config.student_lr
-        epochs, warmup_epochs = config.epochs, config.warmup_epochs
-        if is_teacher:
+    def __init__(self, seed, name, trial=False):
+        config = seed.config
+        self.seed, self.name, self.config, self.task = seed, name, config, seed.task
+        if name in seed.sources:
+            self.method, self.rate = METHODS["finetune"], config.finetune_lr
             warmup_epochs, epochs = 0, 0 if seed.sources[name].endswith(".pt") else config.teacher_epochs
+            self.learner = seed.model(name, f"{name} before")
+        else:
+            self.method, self.rate = METHODS[name], config.student_lr
+            warmup_epochs, epochs = config.warmup_epochs, config.epochs
+            self.learner = seed.model("student", f"student {name}")
         self.warmup_steps = warmup_epochs * seed.steps_per_epoch
         self.total = self.warmup_steps + epochs * seed.steps_per_epoch
-        self.teachers = [] if self.method.teacher == "none" else self.own_teachers(trial)
-        for model in [self.learner, *self.teachers]:
-            model.to(DEVICE).precision = config.precision
-            if self.method.states:
+        self.seconds, self.log = 0.0, []  # of training; an entry for each epoch done
+        self.teachers = []
+        if self.method.teacher != "none":
+            _, *roles = seed.sources
+            self.teachers = [seed.model(role, f"{role} after {name}", trained=not trial) for role in roles]
+        if self.method.states:
+            for model in [self.learner, *self.teachers]:
                 model.layers = self.method.states(self.learner.network.config, model.network.config)
         self.optimizer = OPTIMIZERS[config.optimizer](self.learner.parameters(), lr=0.0)
         self.teacher_optimizer = None
@@ -406,22 +403,12 @@ class Stage:
             self.changing += [*self.teachers, self.teacher_optimizer]
         sees_quiz_labels = self.method.quiz_labels or config.learn_quiz
         lengths = seed.lengths if sees_quiz_labels else seed.lengths[: len(self.task.train)]
-        self.steps_per_pass = math.ceil(len(lengths) / config.batch_size)
         batches_of_pass = functools.partial(data.batches_of, lengths, config.batch_size, seed.number)
         self.batches = functools.lru_cache(1)(batches_of_pass)
-        of_logits = logits_loss(self)
-        # L_q is kd's L_S without a teacher: of the logits and the labels alone.
-        self.quiz_loss = lambda logits, labels: of_logits(logits, None, labels)
+        self.steps_per_pass = len(self.batches(0))
+        kd_loss = logits_loss(self)
+        self.quiz_loss = lambda logits, labels: kd_loss(logits, None, labels)  # of labels alone
         self.loss = self.method.loss(self)
-
-    def own_teachers(self, trial) -> list[models.Model]:
-        """Its own copies of the seed's teachers, trained before; in a trial untrained."""
-        teachers = []
-        for role in list(self.seed.sources)[1:]:
-            teacher = self.seed.model(role) if trial else models.load(self.seed.file(f"{role} before.pt"))
-            teacher.title = f"{role} after {self.name}"
-            teachers.append(teacher)
-        return teachers
 
     def rows(self, k):
         """The row numbers, in train and quiz, of step k's batch. An epoch has the same number of steps for every
@@ -434,21 +421,36 @@ class Stage:
         rows = data.sample_quiz(self.task.quiz.labels, self.config.quiz_batch_size, self.seed.number, k)
         return self.seed.batch(own_part(len(self.task.train) + rows))
 
-    def is_logged(self, k) -> bool:
+    def is_logged(self, k):
         """For a step k at which the teacher learns: is it the last such step of its epoch?"""
         return k % self.seed.steps_per_epoch + self.config.meta_every >= self.seed.steps_per_epoch
 
-    def step(self, k) -> dict:
+    def step(self, k):
         """Set the rates, then take step k -> the scalar tensors that the method returns."""
         schedule, rows = SCHEDULES[self.config.schedule], self.rows(k)
         since_warmup = k - self.warmup_steps  # negative in the warm-up
         set_rate(self.optimizer, self.rate * schedule(k, self.total))
+        take = distil_step if since_warmup < 0 else self.method.step
         if self.teacher_optimizer:
-            share = schedule(max(0, since_warmup), self.total - self.warmup_steps)
+            share = schedule(since_warmup, self.total - self.warmup_steps)
             set_rate(self.teacher_optimizer, self.config.teacher_lr * share)
-        skips_meta = self.teacher_optimizer and since_warmup % self.config.meta_every
-        take = distil_step if since_warmup < 0 or skips_meta else self.method.step
+            if since_warmup % self.config.meta_every:
+                take = distil_step
         return take(self, self.seed.batch(rows, k), rows, k)
+
+    def state_dict(self):
+        """All that has changed since the stage began, with the random states of all processes: a checkpoint."""
+        random_states = from_all([generator.get_rng_state() for generator in GENERATORS])
+        changing = [part.state_dict() for part in self.changing]
+        return {"seconds": self.seconds, "log": self.log, "changing": changing, "rng": random_states}
+
+    def load_state_dict(self, state):
+        """Go back to a checkpoint."""
+        self.seconds, self.log = state["seconds"], state["log"]
+        for part, of_part in zip(self.changing, state["changing"], strict=True):
+            part.load_state_dict(of_part)
+        for generator, random_state in zip(GENERATORS, state["rng"][RANK], strict=True):
+            generator.set_rng_state(random_state)
 
 
 def set_rate(optimizer, rate):
@@ -460,46 +462,41 @@ def set_rate(optimizer, rate):
 # ---- 5. The loop
 
 
-def train_stage(stage: Stage, earlier: list[dict]):
-    """Train, from the stage's checkpoint if there is one; after each epoch score dev, log, and write a checkpoint; at
-    the end save networks and scores. earlier: the log of the stages before."""
-    seed = stage.seed
-    generators = [torch.random, torch.cuda] if DEVICE == "cuda" else [torch.random]
+def train_stage(stage, earlier):
+    """Train the epochs that the stage's checkpoint lacks. After each one score dev, log, and write a checkpoint; at the
+    end save networks and scores. earlier: the log of the stages before."""
+    seed, checkpoint = stage.seed, stage.seed.file(f"{stage.name}.checkpoint")
     torch.manual_seed(1000 + seed.number + 10**6 * RANK)  # for dropout
-    done = {"format": models.FORMAT, "step": 0, "seconds": 0.0, "log": []}
-    checkpoint = seed.file(f"{stage.name}.checkpoint")
     if checkpoint.exists():
         with models.expecting(f"{checkpoint}: expected a whole checkpoint; delete it to restart the stage"):
-            done = models.read_whole(checkpoint)
-            for part, state in zip(stage.changing, done.pop("changing"), strict=True):
-                part.load_state_dict(state)
-            for generator, state in zip(generators, done.pop("rng")[RANK], strict=True):
-                generator.set_rng_state(state)
-    losses, others, shown = [], {}, -np.inf
-    for k in range(done["step"], stage.total):
-        started = time.perf_counter()
-        numbers = {name: value.item() for name, value in stage.step(k).items()}
-        losses.append(numbers.pop("loss"))
-        others |= numbers
-        expect(np.isfinite(losses[-1]), f"{stage.name}, step {k + 1}: expected a finite loss; try a tenth of the rates")
-        done |= {"step": k + 1, "seconds": done["seconds"] + time.perf_counter() - started}
-        if (k + 1) % seed.steps_per_epoch == 0:
-            where = {"seed": seed.number, "stage": stage.name, "epoch": (k + 1) // seed.steps_per_epoch, "step": k + 1}
-            scores = {model.title: seed.scores(model, "dev") for model in stage.trained}
-            done["log"].append(where | {"loss": float(np.mean(losses))} | others | {"scores": scores})
-            losses, others = [], {}
-            lines = [f"{json.dumps(entry)}\n" for entry in earlier + done["log"]]
-            write(Path(stage.config.out, "metrics.jsonl"), "".join(lines))
-            changing = [part.state_dict() for part in stage.changing]
-            random_states = from_all([generator.get_rng_state() for generator in generators])
-            write(checkpoint, done | {"changing": changing, "rng": random_states})
-        if k + 1 == stage.total or time.monotonic() - shown >= SHOW_SECONDS:
-            show(stage, done)
-            shown = time.monotonic()
-    save(stage, done)
+            stage.load_state_dict(models.read_whole(checkpoint))
+    shown = time.monotonic()
+    for epoch in range(len(stage.log), stage.total // seed.steps_per_epoch):
+        losses, others = [], {}
+        for k in range(epoch * seed.steps_per_epoch, (epoch + 1) * seed.steps_per_epoch):
+            started = time.perf_counter()
+            numbers = {name: value.item() for name, value in stage.step(k).items()}
+            stage.seconds += time.perf_counter() - started
+            losses.append(numbers.pop("loss"))
+            others |= numbers
+            finite = np.isfinite(losses[-1])
+            expect(finite, f"{stage.name}, step {k + 1}: expected a finite loss; try a tenth of the rates")
+            if time.monotonic() - shown >= SHOW_SECONDS:
+                show(stage, k + 1)
+                shown = time.monotonic()
+        entry = {"seed": seed.number, "stage": stage.name, "epoch": epoch + 1, "step": k + 1}
+        entry |= {"loss": float(np.mean(losses))} | others
+        entry["scores"] = {model.title: seed.scores(model, "dev") for model in stage.trained}
+        stage.log.append(entry)
+        lines = [f"{json.dumps(entry)}\n" for entry in earlier + stage.log]
+        write(Path(stage.config.out, "metrics.jsonl"), "".join(lines))
+        write(checkpoint, stage.state_dict())
+    if stage.log:
+        show(stage, stage.total)
+    save(stage)
 
 
-def save(stage: Stage, done):
+def save(stage):
     """Save the stage's networks; score them on dev and, only now, on test; write the result, which ends the stage."""
     results, metric = {}, f"dev {stage.task.metrics[0]}"
     for model in stage.trained:
@@ -507,18 +504,18 @@ def save(stage: Stage, done):
             model.save(stage.seed.file(f"{model.title}.pt"))
         results[model.title] = {
             "scores": stage.seed.scores(model, "dev", "test"),
-            "by_epoch": [epoch["scores"][model.title][metric] for epoch in done["log"]],
+            "by_epoch": [epoch["scores"][model.title][metric] for epoch in stage.log],
             "parameters": sum(theta.numel() for theta in model.parameters()),
-            "seconds": done["seconds"],  # of the whole stage, for a taught teacher as for its student
+            "seconds": stage.seconds,  # of the whole stage, for a taught teacher as for its student
         }
-    write(stage.seed.file(f"{stage.name}.json"), json.dumps({"results": results, "log": done["log"]}))
+    write(stage.seed.file(f"{stage.name}.json"), json.dumps({"results": results, "log": stage.log}))
 
 
-def show(stage: Stage, done):
-    """Print a progress line."""
-    left = round(done["seconds"] / done["step"] * (stage.total - done["step"]))
-    line = f"seed {stage.seed.number} {stage.name:<11} {done['step']}/{stage.total}  {left // 60}:{left % 60:02} left"
-    for entry in done["log"][-1:]:
+def show(stage, steps):
+    """Print a progress line: how many steps are done."""
+    left = round(stage.seconds / steps * (stage.total - steps))
+    line = f"seed {stage.seed.number} {stage.name:<11} {steps}/{stage.total}  {left // 60}:{left % 60:02} left"
+    for entry in stage.log[-1:]:
         line += f"  loss {entry['loss']:.3f}"
         for title, scores in entry["scores"].items():
             line += f"  {title.split()[0]} {next(iter(scores.values())):.3f}"
@@ -534,15 +531,15 @@ def own_part(rows):
     return rows[RANK::RANKS] if len(rows) >= RANKS else rows
 
 
-def from_all(value) -> list:
+def from_all(value):
     """Every process's `value`, in the order of their ranks."""
     values = [value] * RANKS
-    if SEVERAL:
+    if RANKS > 1:
         distributed.all_gather_object(values, value)
     return values
 
 
-def write(path: Path, content):
+def write(path, content):
     """Write a file atomically, by the first process. The others wait."""
     if RANK == 0:
         models.write_whole(path, content)
@@ -561,13 +558,13 @@ class Run(NamedTuple):
     table: str
 
     @property
-    def models(self) -> dict[str, models.Model]:
+    def models(self):
         """Seed 0's trained networks by title, read from their files."""
         return load_all(self.out)
 
 
-def run(config: Config) -> Run:
-    """Carry out a whole run. Raises InputError, CheckpointError."""
+def run(config):
+    """Carry out a whole run -> Run. Raises InputError, CheckpointError."""
     config = resolved(config)
     begun = begun_with(config)
     notes = try_out(config)
@@ -577,84 +574,82 @@ def run(config: Config) -> Run:
     return go_on(config, notes)
 
 
-def resume(out) -> Run:
-    """Finish a stopped run, from its last checkpoint. Raises InputError if what begun_with lists has changed."""
-    config, begun = read_run(out)
-    checked_methods(config.methods)
-    expect(config.precision == "fp32" or bf16_in_hardware(), f"{out}: begun in bf16; expected hardware for it")
+def resume(out):
+    """Finish a stopped run, from its last checkpoint -> Run. Raises InputError if what begun_with lists has changed."""
+    stored, begun = read_run(out)
+    config = resolved(stored)
+    expect(config.precision == stored.precision, f"{out}: begun in bf16; expected hardware for it")
     now = begun_with(config)
     for what in begun | now:
-        same = now.get(what) == begun.get(what)
-        expect(same, f"{out}: {what} {now.get(what)}, expected {begun.get(what)} as when the run began")
+        found, expected = now.get(what), begun.get(what)
+        expect(found == expected, f"{out}: {what} {found}, expected {expected} as when the run began")
     return go_on(config, [])
 
 
-def read_run(out) -> tuple[Config, dict]:
-    """The configuration of a run, and what it began with. Flags added since then get their defaults. Raises
-    CheckpointError."""
-    out = Path(os.path.abspath(os.path.expanduser(out)))
+def read_run(out):
+    """The configuration of a run, and what it began with. Raises CheckpointError."""
+    out = os.path.abspath(os.path.expanduser(out))
     with models.expecting(f"{out}: expected a run of this version, with config.json and begun.json"):
-        begun = json.loads((out / "begun.json").read_text())
-        config = json.loads((out / "config.json").read_text())
-        return Config(**DEFAULTS[begun["kind"]] | config | {"out": str(out)}), begun
+        config, begun = (json.loads(Path(out, name).read_text()) for name in ("config.json", "begun.json"))
+        return Config(**config | {"out": out}), begun
 
 
-def begun_with(config: Config) -> dict:
+def begun_with(config):
     """What must be the same for a run to go on. Opens each saved network of each seed. Raises CheckpointError."""
-    begun = {"format": models.FORMAT, "kind": kind_of_run(config), "processes": RANKS}
-    begun |= {"threads": torch.get_num_threads(), "device": DEVICE}
     files = data.files_of(config.task, config.data)
     for source in {source for seed in range(config.seeds) for source in config.sources(seed).values()}:
         if source not in models.PRESETS:
             models.load(source)
             files.append(models.saved_file(source))
-    return begun | {f"check sum of {file}": zlib.crc32(file.read_bytes()) for file in files}
+    begun = {f"check sum of {file}": zlib.crc32(file.read_bytes()) for file in files}
+    begun |= {"format": models.FORMAT, "processes": RANKS, "threads": torch.get_num_threads(), "device": DEVICE}
+    return begun
 
 
-def try_out(config: Config) -> list[str]:
+def try_out(config):
     """Build each stage of seed 0, one at a time, and take a step of each kind, so that what cannot work fails before
     anything is written -> notes for the user. Raises InputError, CheckpointError."""
     seed = Seed(config, 0)
     for name in stage_names(config):
-        with models.expecting(f"{name}: expected a first step that works", InputError):
+        with models.expecting(f"{name}: expected steps that work, and a network that can be rebuilt", InputError):
             try_stage(Stage(seed, name, trial=True))
-    return [*seed.task.notes, *dict.fromkeys(seed.notes)]
+    return list(dict.fromkeys(seed.notes))
 
 
-def try_stage(stage: Stage):
-    """Take a step of the warm-up, one of the method, and one at which the teacher does not learn, if there is such a
-    step. Raises any exception if that fails, or if a trained network cannot be loaded from a file."""
+def try_stage(stage):
+    """Take the first step of the warm-up and two of the method: with --meta-every the teacher learns at only one of
+    them. Then load each network as if from a file."""
     for k in (0, stage.warmup_steps, stage.warmup_steps + 1):
         stage.step(k)
-    with models.expecting("expected a network that can be rebuilt from its configuration"):
-        for model in stage.trained:
-            models.build(model.network.config).load_state_dict(model.network.state_dict())
+    for model in stage.trained:
+        models.build(model.network.config).load_state_dict(model.network.state_dict())
 
 
-def claim(config: Config) -> str:
+def claim(config):
     """Make the run's directory: --out, new or empty, or runs/TASK-KIND-MMDD-HHMMSS. Raises InputError."""
     out = config.out or time.strftime(f"runs/{config.task}-{kind_of_run(config)}-%m%d-%H%M%S")
-    out = from_all(os.path.abspath(os.path.expanduser(out)))[0]
-    free = from_all(not os.path.isdir(out) or not os.listdir(out))[0]  # the first process decides
-    expect(free, f"--out {out}: expected a new or empty directory; to go on with a run: --resume")
+    out = os.path.abspath(os.path.expanduser(out))
+    taken = os.path.isdir(out) and os.listdir(out)
+    out, taken = from_all((out, taken))[0]  # the first process decides
+    expect(not taken, f"--out {out}: expected a new or empty directory; to go on with a run: --resume")
     if RANK == 0:
         os.makedirs(os.path.join(out, "seed0"))  # if two runs start at once, only one can create it
     return out
 
 
-def stage_names(config: Config) -> list[str]:
+def stage_names(config):
     """The stages of each seed: its teachers, then its methods."""
     _, *teachers = config.sources(0)
     return list(dict.fromkeys([*teachers, *config.methods.split(",")]))
 
 
-def go_on(config: Config, notes) -> Run:
-    """Train the stages that have no result yet, then print the table."""
+def go_on(config, notes):
+    """Train the stages that have no result yet, then print the table -> Run."""
     out, log, results = Path(config.out), [], {}
-    print(f"{out}/  {DEVICE}, {RANKS} process(es) of {torch.get_num_threads()} threads, {config.precision}")
-    begin = "the same torchrun with" if SEVERAL else "python"
-    print(f"if it is stopped, to go on: {begin} {PROGRAM} --resume {out}", flush=True)
+    begin = "python" if RANKS == 1 else "the same torchrun with"
     banner = data.BUILTIN_BANNER.format(share=config.label_noise)
+    print(f"{out}/  {DEVICE}, {RANKS} process(es) of {torch.get_num_threads()} threads, {config.precision}")
+    print(f"if it is stopped, to go on: {begin} {PROGRAM} --resume {out}", flush=True)
     print(banner if config.data == data.BUILTIN else f"data: {config.data}")
     for note in notes:
         print(f"note: {note}")
@@ -664,8 +659,7 @@ def go_on(config: Config, notes) -> Run:
             ended = seed.file(f"{name}.json")
             if not from_all(ended.exists())[0]:  # the first decides: it may write before others look
                 train_stage(Stage(seed, name), log)
-            if RANK == 0:
-                ended.with_suffix(".checkpoint").unlink(missing_ok=True)
+            seed.file(f"{name}.checkpoint").unlink(missing_ok=True)
             found = json.loads(ended.read_text())
             log += found["log"]
             for title, of_seed in found["results"].items():
@@ -678,7 +672,7 @@ def go_on(config: Config, notes) -> Run:
     return Run(config, out, results, text)
 
 
-def load_all(out) -> dict[str, models.Model]:
+def load_all(out):
     """{title: model} of the networks that a run has saved for seed 0, teachers first. Raises InputError."""
     found = [models.load(path) for path in Path(out, "seed0").glob("*.pt")]
     expect(found, f"{out}: expected a run with a trained network, found none; start one, or --resume it")
@@ -691,7 +685,7 @@ def load_all(out) -> dict[str, models.Model]:
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # of Student's t, 97.5%, 1 to 9 degrees
 
 
-def spread(values) -> str:
+def spread(values):
     """Percent: "71.2", or "71.2 ± 0.4", mean ± standard deviation of several seeds."""
     deviation = f" ± {100 * values.std(ddof=1):.1f}" if len(values) > 1 else ""
     return f"{100 * values.mean():.1f}{deviation}"
@@ -706,46 +700,47 @@ def interval(ours, theirs):
     return difference.mean(), t * difference.std(ddof=1) / np.sqrt(n)
 
 
-def paired_difference(ours, theirs) -> str:
+def paired_difference(ours, theirs):
     """In points: "+4.1 [+2.0, +6.2]", the mean and its 95% interval; with one seed "+4.1"."""
     mean, half = interval(ours, theirs)
     return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]" if len(ours) > 1 else f"{mean:+.1f}"
 
 
-def table(config: Config, results) -> str:
+def table(config, results):
     """The run's table as Markdown, a row for each network, with an explanation of its numbers."""
-    first, (main, *others) = results["teacher before"][0], data.TASKS[config.task].metrics
+    main, *others = data.TASKS[config.task].metrics
+    first, below = results["teacher before"][0], ""
     splits = [split for split in ("dev", "test") if f"{split} {main}" in first["scores"]]
+    last = splits[-1]
 
     def scores(title, split, metric=main):
         return np.array([of_seed["scores"][f"{split} {metric}"] for of_seed in results[title]])
 
-    rows, below = [["model", *splits, "gain", "size", "smaller", "seconds"]], ""
+    rows = [["model", *splits, "gain", "size", "smaller", "seconds"]]
     for title in sorted(results, key=lambda title: title.startswith("student")):
         rival = "student kd" if title.startswith("student") else re.sub(" after.*", " before", title)
         compared = rival in results and rival != title
-        gain = paired_difference(scores(title, splits[-1]), scores(rival, splits[-1])) if compared else ""
+        gain = paired_difference(scores(title, last), scores(rival, last)) if compared else ""
         size = results[title][0]["parameters"]
         costs = [f"{size / 1e6:.2f}M", f"{first['parameters'] / size:.1f}"]
         seconds = np.mean([of_seed["seconds"] for of_seed in results[title]])
         rows.append([title, *(spread(scores(title, split)) for split in splits), gain, *costs, f"{seconds:.0f}"])
         for metric in others:
-            below += f"{title}: {splits[-1]} {metric} {spread(scores(title, splits[-1], metric))}\n"
+            below += f"{title}: {last} {metric} {spread(scores(title, last, metric))}\n"
     paired = "" if config.seeds == 1 else "; paired by seed, with its 95% interval"
     return f"""{layout(rows)}
 {main}, %, {config.seeds} seed(s). size: parameters. smaller: how many times smaller than the teacher.
-gain, on {splits[-1]}: a student's is over kd, a taught teacher's over itself before it taught{paired}.
+gain, on {last}: a student's is over kd, a taught teacher's over itself before it taught{paired}.
 seconds of training: a taught teacher and its student train together, so both rows show the same time.
 {below}"""
 
 
-def layout(rows) -> str:
+def layout(rows):
     """Rows of cells, the first one the heading, as a Markdown table of aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     text = ""
     for row in [rows[0], ["-" * width for width in widths], *rows[1:]]:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths)]
-        text += f"| {' | '.join(cells)} |\n"
+        text += f"| {' | '.join(map(str.ljust, row, widths))} |\n"
     return text
 
 
@@ -754,9 +749,7 @@ def layout(rows) -> str:
 
 def print_predictions(out, sentences):
     """Print what each network of seed 0 predicts for each sentence (or two, with a tab between), and how sure it is."""
-    expect(out, "--predict: expected --out with the directory of a run")
     found = load_all(os.path.expanduser(out))
-    expect(all(model.columns for model in found.values()), f"{out}: expected networks that read sentences")
     for line in sentences:
         line = line.strip("\r\n ")
         print(line)
@@ -767,30 +760,27 @@ def print_predictions(out, sentences):
             print(f"  {title:<26} {said}")
 
 
-def parse(arguments) -> dict:
-    """What the command line gives: a flag for each field of Config, then --resume and --predict. Raises InputError."""
+def parse(arguments):
+    """What the command line gives, a dict: a flag for each field of Config, --resume, --predict. Raises InputError."""
     flags = argparse.ArgumentParser(PROGRAM, None, __doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    flags.formatter_class = argparse.RawDescriptionHelpFormatter
     flags.error = functools.partial(expect, False)  # raises InputError with argparse's message
-    flags.epilog = (
-        f"methods: {', '.join(METHODS)}\ndefaults, in brackets, are those of a run on: {', '.join(KINDS_OF_RUN)}"
-    )
+    flags.epilog = f"Methods: {', '.join(METHODS)}. Defaults, in brackets, are those of a run on: {', '.join(DEFAULTS)}"
+    for name, field in FIELDS.items():
+        text, valid = field.metadata["help"], field.metadata["valid"]
+        defaults = [str(default) for default in field.metadata["defaults"]]
+        if field.type is str and valid:
+            text += f": {', '.join(valid)}"
+        if "None" not in defaults:
+            text += f" [{', '.join(defaults) if len({*defaults}) > 1 else defaults[0]}]"
+        kind = {"action": "store_true"} if field.type is bool else {"type": field.type, "metavar": ""}
+        flags.add_argument(flag(name), help=text, **kind)
+    flags.add_argument("--resume", metavar="RUN", help="finish a stopped run, as if it had never stopped")
+    what = "classify it, or each line of stdin, by the run in --out"
+    flags.add_argument("--predict", metavar="SENTENCE", nargs="?", help=what)
     if "--predict" in arguments[:-1]:
         n = arguments.index("--predict")
         if re.match("-[^-]", arguments[n + 1]):  # argparse would take this sentence for a flag
             arguments = [*arguments[:n], f"--predict={arguments[n + 1]}", *arguments[n + 2 :]]
-    for field in dataclasses.fields(Config):
-        text, valid = field.metadata["help"], field.metadata["valid"]
-        by_kind = [str(value) for value in field.metadata["defaults"].values()]
-        if field.type is str and valid:
-            text += f": {', '.join(valid)}"
-        if by_kind[0] != "None":
-            text += f" [{', '.join(by_kind) if len({*by_kind}) > 1 else by_kind[0]}]"
-        kind = {"action": "store_true"} if field.type is bool else {"type": field.type, "metavar": ""}
-        flags.add_argument(f"--{field.name.replace('_', '-')}", help=text.replace("%", "%%"), **kind)
-    flags.add_argument("--resume", metavar="RUN", help="finish a stopped run, as if it had never stopped")
-    what = "classify it, or each line of stdin, by the run in --out"
-    flags.add_argument("--predict", metavar="SENTENCE", nargs="?", help=what)
     return vars(flags.parse_args(arguments))
 
 
@@ -798,8 +788,9 @@ def command(arguments):
     """Do what the command line says."""
     given = parse(arguments)
     if "predict" in given:
+        expect("out" in given, "--predict: expected --out with the directory of a run")
         sentences = sys.stdin or [] if given["predict"] is None else [given["predict"]]
-        return print_predictions(given.get("out"), sentences)
+        return print_predictions(given["out"], sentences)
     if "resume" in given:
         expect(len(given) == 1, f"--resume {given['resume']}: expected no other flag, the run has its own")
     finished = resume(given["resume"]) if "resume" in given else run(Config(**given))
@@ -808,10 +799,10 @@ def command(arguments):
         subprocess.run([sys.executable, curves, finished.out], capture_output=True)
 
 
-def main(arguments: list[str] | None = None):
+def main(arguments=None):
     """Run the command line. A user error prints one line and exits with status 2."""
     try:
-        if SEVERAL:
+        if RANKS > 1:
             if DEVICE == "cuda":
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             distributed.init_process_group("cpu:gloo,cuda:nccl" if DEVICE == "cuda" else "gloo")

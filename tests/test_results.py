@@ -139,9 +139,9 @@ def accepted(script, flags, monkeypatch):
     monkeypatch.setattr(train, "METHODS", KNOWN[script])
     given = train.parse(flags)
     config = train.Config(**train.DEFAULTS["files"] | given)
-    for field in train.dataclasses.fields(config):
-        if field.name in given:
-            train.checked(field, given[field.name], train.checked_methods(config.methods))
+    teachers = {train.method_named(name).teacher for name in config.methods.split(",")}
+    for name in given:
+        assert train.checked(name, given[name]) == given[name] and teachers & {*train.FIELDS[name].metadata["teachers"]}, name
     return config
 
 

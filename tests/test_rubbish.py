@@ -36,7 +36,7 @@ def test_bad_flags(capsys, tmp_path, monkeypatch):
             "--teacher huge",
             "huge: expected a saved network (.pt), a directory with metadistil.pt, or one of micro, tiny",
         ),
-        ("--student tiny,mini", "--student tiny,mini: expected one network"),
+        ("--student tiny,mini", "tiny,mini: expected a saved network"),
         ("--student resnet8", "resnet8: expected a network that reads sentences"),
         ("--student-layers=-1", "--student-layers -1: expected numbers of layers"),
         ("--out /dev/null/run", "/dev/null/run"),

@@ -370,7 +370,7 @@ def test_a_run_on_pictures_leaves_what_it_promises(pictures, capsys):
         assert [(group["momentum"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.9, 5e-4)]
     with pytest.raises(SystemExit) as stop:
         train.main(["--predict", "a flower", "--out", str(folder / "run")])
-    assert stop.value.code == 2 and "expected networks that read sentences" in capsys.readouterr().err
+    assert stop.value.code == 2 and "expected a picture" in capsys.readouterr().err
 
 
 @pytest.mark.slow
