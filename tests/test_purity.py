@@ -1,7 +1,6 @@
 """No network is changed, whatever it is made of: odd parts against the same function written plainly. Then the form of
 arguments, and a batch that is split over processes."""
 
-import collections
 import contextlib
 import copy
 import types
@@ -170,8 +169,7 @@ class Returns(nn.Module):
 
 
 @pytest.mark.parametrize("wrap", [
-    lambda z: {"logits": z}, lambda z: types.SimpleNamespace(logits=z), lambda z: collections.OrderedDict(logits=z),
-    lambda z: (z,), lambda z: (z, z.square()),
+    lambda z: {"logits": z}, lambda z: types.SimpleNamespace(logits=z), lambda z: (z,), lambda z: (z, z.square()),
 ])  # fmt: skip
 @pytest.mark.parametrize("mode", MODES)
 def test_logits_come_in_any_usual_wrapping(wrap, mode):
