@@ -9,7 +9,6 @@ from conftest import shaken
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 import metadistil
 from metadistil import hard_loss, kd_loss, meta_gradient, metadistil_step
@@ -183,7 +182,7 @@ def test_under_autocast_the_numbers_are_those_without_its_cache(mode):
             for _ in range(3):
                 L_S, found = metadistil_step(student, teacher, batch, quiz, *optimizers, pilot_lr=1.0, mode=mode)
                 losses += [L_S, found.quiz_loss]
-                assert found.grads[0].abs().max() > 0
+                assert L_S.dtype == torch.float32 and found.grads[0].abs().max() > 0
         ends.append([*losses, *student.parameters(), *teacher.parameters()])
     torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-6)
 
@@ -227,59 +226,6 @@ def test_a_batchnorm_that_the_student_freezes_is_frozen_in_the_pilot_and_one_fro
     torch.testing.assert_close(found["by hand"].grads, found["free"].grads)
     assert (found["frozen"].grads[0] - found["free"].grads[0]).abs().max() > 1e-6
     assert not students["by hand"].norm.training
-
-
-class Noisy(nn.Module):
-    """A teacher with dropout and activation checkpointing, which runs the forward pass again in the backward pass."""
-
-    def __init__(self, checkpointed):
-        super().__init__()
-        self.body, self.head = nn.Sequential(network(), nn.Dropout(0.5)), nn.Linear(3, 3)
-        self.checkpointed = checkpointed
-        self.double()
-
-    def forward(self, x):
-        return self.head(checkpoint(self.body, x, use_reentrant=False) if self.checkpointed else self.body(x))
-
-
-@each_mode
-def test_a_teacher_is_in_eval_mode_throughout_and_then_as_it_was(mode):
-    batch, quiz, student = exam(5), exam(4), network()
-    noisy, plain = Noisy(True), Noisy(False)
-    plain.load_state_dict(noisy.state_dict())
-    noisy.train()
-    noisy.head.eval()
-    modes = [module.training for module in noisy.modules()]
-    found = meta_gradient(student, noisy, batch, quiz, pilot_lr=0.3, mode=mode)
-    assert [module.training for module in noisy.modules()] == modes
-    torch.testing.assert_close(found.grads, meta_gradient(student, plain, batch, quiz, pilot_lr=0.3).grads)
-    metadistil.real_update(student, noisy, batch, torch.optim.SGD(student.parameters(), 0.1))
-    assert [module.training for module in noisy.modules()] == modes
-
-
-class Counts(nn.Module):
-    """A network whose forward pass changes a buffer, and whose train() does not return it."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = network()
-        self.register_buffer("calls", torch.zeros(()))
-
-    def train(self, mode=True):
-        super().train(mode)
-
-    def forward(self, x):
-        self.calls += 1
-        return self.inner(x)
-
-
-@each_mode
-def test_buffers_stay_and_train_need_not_return_the_network(mode):
-    student, teacher = Counts(), Counts()
-    meta_gradient(student, teacher, exam(5), exam(4), pilot_lr=0.3, mode=mode, trace={})
-    assert teacher.calls == student.calls == 0
-    metadistil.real_update(student, teacher, exam(5), torch.optim.SGD(student.parameters(), 0.1))
-    assert teacher.calls == 0 and student.calls == 1
 
 
 @each_mode
