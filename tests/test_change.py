@@ -19,11 +19,11 @@ def test_a_new_loss_is_a_function_and_a_row(tmp_path, monkeypatch):
     called = []
 
     def dkd(stage):
-        def loss(student_outputs, teacher_outputs, labels):
-            if teacher_outputs is None:  # the warm-up
-                return metadistil.hard_loss(student_outputs, labels)
+        def loss(z_S, z_T, labels):
+            if z_T is None:  # the warm-up
+                return metadistil.hard_loss(z_S, labels)
             called.append(stage.name)
-            return decoupled_kd_loss(student_outputs, teacher_outputs, labels)
+            return decoupled_kd_loss(z_S, z_T, labels)
 
         return loss
 
@@ -39,8 +39,8 @@ def test_a_table_of_ones_own_is_one_entry(tmp_path, monkeypatch):
     """Of three classes, scored by macro-F1."""
     files = data.Files("mine", ("text",), "mood", {"-": "bad", "0": "fair", "+": "good"}, ("f1",))
     monkeypatch.setitem(data.TASKS, "mine", files)
-    settings = {"task": "mine", "data": str(tmp_path / "tables"), "methods": "metadistil", "epochs": 1}
-    settings |= {"train_size": 40, "quiz_size": 12}
+    sizes = {"train_size": 40, "quiz_size": 12, "epochs": 1}
+    settings = {"task": "mine", "data": str(tmp_path / "tables"), "methods": "metadistil"} | sizes
     with pytest.raises(train.InputError, match="mine/train.tsv: expected a file there$"):
         train.run(small(tmp_path / "run", **settings))
     assert not list(tmp_path.iterdir())  # and no reviews take its place
@@ -58,8 +58,6 @@ def test_a_table_of_ones_own_is_one_entry(tmp_path, monkeypatch):
 
 @dataclass(frozen=True)
 class BagConfig:
-    """The shape of a bag of words."""
-
     vocab_size: int = 100
     hidden: int = 32
     num_labels: int = 2
@@ -120,7 +118,7 @@ def test_mutual_learning_is_a_row_and_a_function(tmp_path, monkeypatch):
 
 
 def learns(stage, *values):
-    """Give the stage parameters that begin with these values. The teacher's optimiser learns them."""
+    """Give the stage parameters that begin with these values, learnt by the teacher's optimiser."""
     stage.own = nn.ParameterList(values)
     stage.changing.append(stage.own)
     stage.teacher_optimizer.add_param_group({"params": stage.own.parameters()})
@@ -135,8 +133,8 @@ def own_update(stage, batch, k, loss):
         value.grad = gradient
     stage.teacher_optimizer.step()
     learnt = tuple(value.detach() for value in stage.own)
-    of_student = lambda z_S, _, labels: loss(z_S, learnt, labels)  # noqa: E731
-    return {"loss": metadistil.real_update(stage.learner, [], batch, stage.optimizer, of_student)}
+    settings = {"loss": lambda z_S, z_T, labels: loss(z_S, learnt, labels)}
+    return {"loss": metadistil.real_update(stage.learner, [], batch, stage.optimizer, **settings)}
 
 
 def example_weights(stage):

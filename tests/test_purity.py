@@ -1,16 +1,13 @@
-"""The student is untouched, whatever it is made of: networks with odd parts against the same function written plainly."""
+"""No network is changed, whatever it is made of: odd parts against the same function written plainly. Then the form of
+arguments, and a batch that is split over processes."""
 
-import collections
+import contextlib
 import copy
-import itertools
-import os
-import subprocess
-import sys
 import types
 
 import pytest
 import torch
-from conftest import ROOT
+from test_metadistil import states_loss
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -19,138 +16,159 @@ import metadistil
 from metadistil import kd_loss, meta_gradient, metadistil_step
 
 MODES = metadistil.MODES
+PARTS = ("shared", "tied", "frozen", "batchnorm", "in-place", "checkpoint")
 
 
 class Odd(nn.Module):
-    """A network with parts that could go wrong; `parts` is a set of their names."""
+    """A network with some of PARTS, each of which could go wrong. It always has an unused layer, dropout, a buffer that
+    the forward pass changes, and a train() that does not return it."""
 
     def __init__(self, parts, width=6):
         super().__init__()
         self.parts = parts
-        self.first = self.again = nn.Linear(width, width)  # one module under two names
+        self.first, self.tied, self.frozen, self.unused = (nn.Linear(width, width) for _ in range(4))
+        self.again = self.first if "shared" in parts else nn.Linear(width, width)  # one module under two names
         self.norm = self.norm_again = nn.BatchNorm1d(width) if "batchnorm" in parts else nn.Identity()
-        self.tied, self.frozen, self.unused = (nn.Linear(width, width) for _ in range(3))
         self.act = nn.ReLU(inplace=True) if "in-place" in parts else nn.Tanh()
         self.head, self.dropout = nn.Linear(width, 3), nn.Dropout(0.5)
+        self.register_buffer("calls", torch.zeros(()))
         if "tied" in parts:
             self.tied.weight = self.first.weight
         if "frozen" in parts:
             self.frozen.requires_grad_(False)
-        if "shared" not in parts:
-            self.again = nn.Linear(width, width)
+        self.double()
+
+    def train(self, mode=True):
+        super().train(mode)
 
     def block(self, x):
-        return self.act(self.norm(self.again(self.act(self.first(x)))))
+        return self.dropout(self.act(self.norm(self.again(self.act(self.first(x))))))
 
     def forward(self, x):
+        self.calls += 1
         x = checkpoint(self.block, x, use_reentrant=False) if "checkpoint" in self.parts else self.block(x)
-        x = self.norm_again(self.frozen(x) + self.tied(x))
-        return self.head(self.dropout(x))
+        return self.head(self.norm_again(self.frozen(x) + self.tied(x)))
 
 
-def plainly(student, teacher, batch, quiz, pilot_lr):
-    """The meta-gradient by a deep copy whose parameters are overwritten: nothing of the module under test."""
-    copy_ = copy.deepcopy(student).eval()
-    for module in copy_.modules():
-        module.training = isinstance(module, nn.BatchNorm1d)
-    copy_.parts = copy_.parts - {"checkpoint"}
-    theta = [parameter for parameter in copy_.parameters() if parameter.requires_grad]
-    z_T = teacher.eval()(batch[0])
-    gradient = torch.autograd.grad(kd_loss(copy_(batch[0]), z_T, batch[1]), theta, create_graph=True, materialize_grads=True)
-    ahead = copy.deepcopy(copy_)
-    moving = [parameter for parameter in ahead.parameters() if parameter.requires_grad]
-    with torch.no_grad():
-        for parameter, part in zip(moving, gradient):
-            parameter -= pilot_lr * part
-    v = torch.autograd.grad(F.cross_entropy(ahead(quiz[0]), quiz[1]), moving, materialize_grads=True)
-    inner = sum((part * direction).sum() for part, direction in zip(gradient, v))
-    return torch.autograd.grad(-pilot_lr * inner, list(teacher.parameters()))
+def exam(n):
+    return torch.randn(n, 6, dtype=torch.float64), torch.randint(3, (n,))
 
 
-def state_of(network):
-    """Everything that must not change: values, identities, gradients, modes, plain attributes."""
-    tensors = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
-    held = [(name, id(tensor), tensor.detach().clone(), tensor.grad) for name, tensor in tensors]
-    return held, [(module.training, set(vars(module))) for module in network.modules()]
-
-
-def assert_untouched(network, before):
-    held, modes = state_of(network)
-    assert modes == before[1] and len(held) == len(before[0])
-    for (name, place, values, grad), (name_0, place_0, values_0, grad_0) in zip(held, before[0]):
-        assert (name, place) == (name_0, place_0) and torch.equal(values, values_0) and grad is grad_0, name
-
-
-def case(parts, seed=0):
-    torch.manual_seed(seed)
-    student, teacher = Odd(frozenset(parts)).double().train(), nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
-    exam = lambda n: (torch.randn(n, 6, dtype=torch.float64), torch.randint(3, (n,)))  # noqa: E731
+def case(parts=()):
+    """(student, teacher, batch, quiz), the same at every call. Both networks are odd, a part of the teacher in eval."""
+    torch.manual_seed(len(",".join(parts)))
+    student, teacher = Odd(frozenset(parts)), Odd(frozenset(parts))
+    teacher.head.eval()
     return student, teacher, exam(7), exam(5)
 
 
-PARTS = ("shared", "tied", "frozen", "batchnorm", "in-place", "checkpoint")
+def plainly(student, teacher, batch, quiz, pilot_lr):
+    """The meta-gradient by deep copies whose parameters are overwritten: nothing of the module under test."""
+    pupil, teacher = copy.deepcopy(student), copy.deepcopy(teacher)
+    pupil.parts = teacher.parts = student.parts - {"checkpoint"}
+    for module in [*pupil.modules(), *teacher.modules()]:
+        module.training = False
+    for module in pupil.modules():
+        module.training = isinstance(module, nn.BatchNorm1d)
+    ahead = copy.deepcopy(pupil)
+    theta, theta_prime, theta_T = (
+        [parameter for parameter in network.parameters() if parameter.requires_grad]
+        for network in (pupil, ahead, teacher)
+    )
+    L_S = kd_loss(pupil(batch[0]), teacher(batch[0]), batch[1])
+    gradient = torch.autograd.grad(L_S, theta, create_graph=True, materialize_grads=True)
+    with torch.no_grad():
+        for parameter, part in zip(theta_prime, gradient):
+            parameter -= pilot_lr * part
+    v = torch.autograd.grad(F.cross_entropy(ahead(quiz[0]), quiz[1]), theta_prime, materialize_grads=True)
+    inner = sum((part * direction).sum() for part, direction in zip(gradient, v))
+    grads = iter(torch.autograd.grad(-pilot_lr * inner, theta_T, materialize_grads=True))
+    return [next(grads) if theta.requires_grad else torch.zeros_like(theta) for theta in teacher.parameters()]
 
 
-SUBSETS = [subset for n in range(len(PARTS) + 1) for subset in itertools.combinations(PARTS, n)]
+def snapshot(network):
+    """The tensors of a network by name, each with a copy of its values and its gradient; modes and attributes."""
+    named = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
+    tensors = {name: (tensor, tensor.detach().clone(), tensor.grad) for name, tensor in named}
+    return tensors, [(module.training, set(vars(module))) for module in network.modules()]
 
 
-@pytest.mark.parametrize("parts", SUBSETS, ids=lambda parts: ",".join(parts) or "none")
-def test_odd_networks_equal_the_same_function_written_plainly(parts):
+@contextlib.contextmanager
+def untouched(*networks):
+    """Fails if the block changes a tensor, its values or its gradient, a mode or which attributes there are."""
+    before = [snapshot(network) for network in networks]
+    yield
+    for network, (tensors, modes) in zip(networks, before):
+        now, modes_now = snapshot(network)
+        assert modes_now == modes and now.keys() == tensors.keys()
+        for name, (tensor, values, grad) in now.items():
+            old_tensor, old_values, old_grad = tensors[name]
+            assert tensor is old_tensor and torch.equal(values, old_values) and grad is old_grad, name
+
+
+@pytest.mark.parametrize(
+    "parts", [(), *((part,) for part in PARTS), PARTS], ids=lambda parts: ",".join(parts) or "none"
+)
+def test_odd_networks_equal_the_same_function_written_plainly_and_stay_as_they_were(parts):
+    student, teacher, batch, quiz = case(parts)
+    expected = plainly(student, teacher, batch, quiz, pilot_lr=0.3)
     for mode in MODES:
-        student, teacher, batch, quiz = case(parts, seed=len(",".join(parts)))
-        teacher.eval()
-        expected, before = plainly(student, teacher, batch, quiz, 0.3), (state_of(student), state_of(teacher))
-        found = meta_gradient(student, teacher, batch, quiz, pilot_lr=0.3, mode=mode, trace={})
-        torch.testing.assert_close(found.grads, list(expected), rtol=1e-9, atol=1e-12)
-        assert_untouched(student, before[0])
-        assert_untouched(teacher, before[1])
+        with untouched(student, teacher):
+            trace = {}
+            found = meta_gradient(student, teacher, batch, quiz, pilot_lr=0.3, mode=mode, trace=trace)
+        torch.testing.assert_close(found.grads, expected, rtol=1e-9, atol=1e-12)
+        assert list(trace["meta_gradient"]) == [name for name, _ in teacher.named_parameters()]
+        assert found.grads[0].abs().max() > 0
 
 
-def test_an_error_within_leaves_the_student_untouched():
-    student, teacher, batch, quiz = case({"shared", "batchnorm"})
-    before = state_of(student)
+@pytest.mark.parametrize("which", ["loss", "quiz_loss"])
+def test_an_error_within_leaves_the_networks_untouched(which):
+    student, teacher, batch, quiz = case(("shared", "batchnorm"))
 
     def breaks(*_):
         raise ZeroDivisionError
 
-    for wrong in ({"loss": breaks}, {"quiz_loss": breaks}):
-        with pytest.raises(ZeroDivisionError):
-            meta_gradient(student, teacher, batch, quiz, pilot_lr=0.3, **wrong)
-        assert_untouched(student, before)
+    with untouched(student, teacher), pytest.raises(ZeroDivisionError):
+        meta_gradient(student, teacher, batch, quiz, pilot_lr=0.3, **{which: breaks})
 
 
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_shared_student_beside_a_teacher_that_stays_is_kd(mode):
-    """The optimiser still holds the network's own parameters, and BatchNorm's averages move as in KD."""
+def test_an_odd_student_beside_a_teacher_that_stays_learns_as_in_kd(frozen, mode):
+    """The optimiser still holds the network's own parameters, and dropout and BatchNorm's averages are those of KD. A
+    frozen teacher stays even with an optimiser that decays weights. Its quiz is held all the same."""
     ends = []
     for ours in (True, False):
-        student, teacher, batch, quiz = case({"shared", "tied", "batchnorm"})
-        optimizer, still = torch.optim.SGD(student.parameters(), 0.1), torch.optim.SGD(teacher.parameters(), 0.0)
-        for _ in range(3):
-            if ours:
-                metadistil_step(student, teacher, batch, quiz, optimizer, still, pilot_lr=0.3, mode=mode)
-            else:
-                metadistil.real_update(student, teacher, batch, optimizer)
+        student, teacher, batch, quiz = case(("shared", "tied", "batchnorm"))
+        teacher.requires_grad_(not frozen)
+        optimizer = torch.optim.AdamW(student.parameters(), 0.1)
+        still = torch.optim.AdamW(teacher.parameters(), 0.1 if frozen else 0.0)
+        with untouched(teacher):
+            for _ in range(3):
+                if ours:
+                    _, found = metadistil_step(student, teacher, batch, quiz, optimizer, still, pilot_lr=0.3, mode=mode)
+                    assert found.quiz_loss > 0 and frozen != any(gradient.any() for gradient in found.grads)
+                else:
+                    metadistil.real_update(student, teacher, batch, optimizer)
         ends.append([*student.parameters(), *student.buffers()])
     assert all(map(torch.equal, *ends))
 
 
-# ---------------------------------------------------------------- the door
+# ---- The form of arguments and outputs
 
 
 @pytest.mark.parametrize("wrong, expected", [
     ({"mode": "finite_difference"}, "second_order"),
-    ({"teachers": "teacher"}, "Module"),
-    ({"batch": torch.zeros(2, 6)}, "pair"),
-    ({"quiz": [(torch.zeros(2, 6), torch.zeros(2))] * 2}, "pair"),
+    ({"teachers": "teacher"}, "Module"), ({"teachers": []}, "at least one teacher"),
+    ({"batch": torch.zeros(2, 6)}, "pair"), ({"quiz": [(torch.zeros(2, 6), torch.zeros(2))] * 2}, "pair"),
     ({"batch": ([torch.zeros(2, 6)] * 2, torch.zeros(2).long())}, "a tuple or a dict"),
     ({"quiz": ([torch.zeros(2, 6)] * 2, torch.zeros(2).long())}, "a tuple or a dict"),
     ({"quiz": (torch.zeros(2, 6, dtype=torch.float64), torch.zeros(2))}, "class numbers"),
 ])  # fmt: skip
-def test_what_is_not_of_the_form_is_refused_at_the_door(wrong, expected):
-    student, teacher, batch, quiz = case(())
+def test_what_is_not_of_the_form_is_refused(wrong, expected):
+    right = dict(zip(("student", "teachers", "batch", "quiz"), case()))
     with pytest.raises(ValueError, match=expected):
-        meta_gradient(**{"student": student, "teachers": teacher, "batch": batch, "quiz": quiz, "pilot_lr": 0.1} | wrong)
+        meta_gradient(**right | wrong, pilot_lr=0.1)
 
 
 class Returns(nn.Module):
@@ -165,51 +183,28 @@ class Returns(nn.Module):
 
 
 @pytest.mark.parametrize("wrap", [
-    lambda z: {"logits": z}, lambda z: types.SimpleNamespace(logits=z), lambda z: collections.OrderedDict(logits=z),
-    lambda z: (z,), lambda z: (z, z.square()),
+    lambda z: {"logits": z}, lambda z: types.SimpleNamespace(logits=z), lambda z: (z,), lambda z: (z, z.square()),
 ])  # fmt: skip
 @pytest.mark.parametrize("mode", MODES)
 def test_logits_come_in_any_usual_wrapping(wrap, mode):
-    _, teacher, batch, quiz = case(())
+    _, _, batch, quiz = case()
     wrapped, plain = Returns(wrap), Returns(lambda z: z)
     wrapped.load_state_dict(plain.state_dict())
-    teachers = Returns(wrap), Returns(wrap)
-    found, expected = (
-        meta_gradient(student, list(teachers), batch, quiz, pilot_lr=0.1, mode=mode).grads for student in (wrapped, plain)
-    )
+    teachers = [Returns(wrap), Returns(wrap)]
+    expected = meta_gradient(plain, teachers, batch, quiz, pilot_lr=0.1, mode=mode).grads
+    found = meta_gradient(wrapped, teachers, batch, quiz, pilot_lr=0.1, mode=mode).grads
     assert found[0].abs().max() > 0 and all(map(torch.equal, found, expected))
     with pytest.raises(ValueError, match="to return logits"):
-        meta_gradient(Returns(lambda z: {"scores": z}), teacher, batch, quiz, pilot_lr=0.1)
+        meta_gradient(Returns(lambda z: {"scores": z}), teachers, batch, quiz, pilot_lr=0.1)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_pairs_as_a_dataloader_gives_them_and_inputs_as_a_tuple(mode):
-    student, teacher = Returns(lambda z: z), Returns(lambda z: z)
-    _, _, (x, y), (x_q, y_q) = case(())
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=7)
-    plain = meta_gradient(student, teacher, (x, y), (x_q, y_q), pilot_lr=0.1, mode=mode)
-    found = meta_gradient(student, teacher, next(iter(loader)), [x_q, y_q], pilot_lr=0.1, mode=mode)
-    assert all(map(torch.equal, found.grads, plain.grads))
-    two = torch.tensor(2.0).double()
-    scaled = meta_gradient(student, teacher, ((x, two), y), ((x_q, two), y_q), pilot_lr=0.1, mode=mode)
+def test_pairs_may_be_lists_and_inputs_tuples(mode):
+    student, teacher, two = Returns(lambda z: z), Returns(lambda z: z), torch.tensor(2.0).double()
+    _, _, (x, y), (x_q, y_q) = case()
     expected = meta_gradient(student, teacher, (2 * x, y), (2 * x_q, y_q), pilot_lr=0.1, mode=mode)
-    assert all(map(torch.equal, scaled.grads, expected.grads))
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_a_sequential_is_one_teacher_and_the_trace_shares_no_memory(mode):
-    student, teacher, batch, quiz = case(())
-    optimizers = [torch.optim.SGD(network.parameters(), 0.1) for network in (student, teacher)]
-    trace = {}
-    _, found = metadistil_step(student, teacher, list(batch), list(quiz), *optimizers, pilot_lr=0.3, mode=mode, trace=trace)
-    assert list(trace["meta_gradient"]) == [name for name, _ in teacher.named_parameters()]
-    kept = {name: value.clone() for name, value in trace["meta_gradient"].items()}
-    moved = {name: value.clone() for name, value in trace["theta_S_prime"].items()}
-    for tensor in (*found.grads, *found.theta_S_prime.values()):
-        tensor *= 100
-    assert all(torch.equal(trace["meta_gradient"][name], value) for name, value in kept.items())
-    assert all(torch.equal(trace["theta_S_prime"][name], value) for name, value in moved.items())
-    assert {"real_loss", "real_gradient", "real_gradient_norms", "quiz_loss_before"} <= set(trace)
+    found = meta_gradient(student, teacher, [(x, two), y], [(x_q, two), y_q], pilot_lr=0.1, mode=mode)
+    assert all(map(torch.equal, found.grads, expected.grads))
 
 
 class Attends(nn.Module):
@@ -227,31 +222,14 @@ class Attends(nn.Module):
 
 
 def test_torchs_fused_attention_is_told_to_be_differentiable_twice():
-    student, teacher = Attends(), Attends()
-    exam = lambda n: (torch.randn(n, 5, 8), torch.randint(3, (n,)))  # noqa: E731
-    batch, quiz = exam(6), exam(4)
-    one, other = (meta_gradient(student, teacher, batch, quiz, pilot_lr=0.3, mode=mode).grads for mode in MODES)
+    batch, quiz = ((torch.randn(n, 5, 8), torch.randint(3, (n,))) for n in (6, 4))
+    networks = Attends(), Attends()
+    one, other = (meta_gradient(*networks, batch, quiz, pilot_lr=0.3, mode=mode).grads for mode in MODES)
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-7)
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-# ---------------------------------------------------------------- several processes
-
-RANK = """
-import sys, torch
-sys.path.insert(0, {root!r})
-sys.path.insert(0, {tests!r})
-import metadistil
-import test_purity
-rank, ranks, mode = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-torch.distributed.init_process_group("gloo", init_method=f"file://{{sys.argv[4]}}", rank=rank, world_size=ranks)
-loss = getattr(test_purity, sys.argv[5])
-torch.save(test_purity.split_case(rank, ranks, mode, loss), f"{{sys.argv[4]}}-{{rank}}")
-"""
-
-
-def states_loss(student_outputs, teacher_outputs, labels):
-    return kd_loss(student_outputs, teacher_outputs, labels) + (student_outputs[1] - teacher_outputs[1]).square().mean()
+# ---- Several processes
 
 
 def summed_loss(student_outputs, teacher_outputs, labels):
@@ -259,48 +237,40 @@ def summed_loss(student_outputs, teacher_outputs, labels):
     return len(labels) * states_loss(student_outputs, teacher_outputs, labels)
 
 
-def split_case(rank, ranks, mode, loss=states_loss):
-    """Meta-gradient, quiz loss and student after a step, of this rank's part of one batch; the parts are uneven."""
+def step_of(share, mode, loss):
+    """Losses, meta-gradient and parameters after one step on a share (first, last) of one batch and quiz."""
     torch.manual_seed(0)
     student, *teachers = (Returns(lambda z: (z, z.square())) for _ in range(3))
-    x, y = torch.randn(22, 6, dtype=torch.float64), torch.randint(3, (22,))
-    batch, quiz = (x[:13], y[:13]), (x[13:], y[13:])
-    shares = {1: [1.0], 2: [0.25, 1.0], 3: [0.25, 0.5, 1.0]}[ranks]
-    cut = lambda n: slice(int(([0.0] + shares)[rank] * n), int(shares[rank] * n))  # noqa: E731
-    batch, quiz = (tuple(part[cut(len(part))] for part in whole) for whole in (batch, quiz))
+
+    def part(examples):
+        first, last = (int(bound * len(examples[1])) for bound in share)
+        return tuple(tensor[first:last] for tensor in examples)
+
+    batch, quiz = part(exam(13)), part(exam(9))
     optimizers = [torch.optim.SGD(nn.ModuleList(group).parameters(), 0.1) for group in ([student], teachers)]
-    L_S, found = metadistil_step(
-        student, teachers, batch, quiz, *optimizers, pilot_lr=0.3, loss=loss, mode=mode
-    )
+    L_S, found = metadistil_step(student, teachers, batch, quiz, *optimizers, pilot_lr=0.3, loss=loss, mode=mode)
     parameters = [theta.detach() for theta in nn.ModuleList([student, *teachers]).parameters()]
     return [L_S, found.quiz_loss, *found.grads, *parameters]
 
 
-def split(folder, ranks, mode, loss):
-    """What each of the processes finds, a list for each."""
+STEPS = {"second_order": ("second_order", states_loss), "jvp": ("jvp", states_loss), "sum": ("jvp", summed_loss)}
+
+
+def one_process(rank, shares, folder):
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", world_size=len(shares), rank=rank)
+    torch.save({name: step_of(shares[rank], *step) for name, step in STEPS.items()}, f"{folder}/{rank}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shares", [[(0, 0.25), (0.25, 1)], [(0, 0.25), (0.25, 0.5), (0.5, 1)]], ids=["two", "three"])
+def test_a_batch_split_over_processes_gives_the_step_of_the_whole_batch(shares, tmp_path):
+    """In uneven shares. The loss must be a mean over examples: a sum's mean over processes is not the whole sum."""
     if not torch.distributed.is_available():
         pytest.skip("this build of torch has no torch.distributed")
-    code = RANK.format(root=str(ROOT), tests=str(ROOT / "tests"))
-    command = [sys.executable, "-c", code]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    given = [str(ranks), mode, str(folder / "meet"), loss.__name__]
-    processes = [subprocess.Popen([*command, str(rank), *given], env=environment) for rank in range(ranks)]
-    assert [process.wait(timeout=120) for process in processes] == [0] * ranks
-    return [torch.load(f"{folder / 'meet'}-{rank}") for rank in range(ranks)]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_a_batch_split_over_processes_gives_the_step_of_the_whole_batch(tmp_path, ranks, mode):
-    whole = split_case(0, 1, mode)
-    for found in split(tmp_path, ranks, mode, states_loss):
-        torch.testing.assert_close(found, whole, rtol=1e-12, atol=1e-15)
-
-
-@pytest.mark.slow
-def test_over_processes_a_loss_must_be_a_mean_over_examples(tmp_path):
-    """A sum's mean over the processes is not the sum over all."""
-    L_S, *_ = split_case(0, 1, "second_order", summed_loss)
-    for found in split(tmp_path, 2, "second_order", summed_loss):
-        assert abs(found[0] / L_S - 1) > 0.1
+    torch.multiprocessing.spawn(one_process, (shares, tmp_path), nprocs=len(shares))
+    whole = {name: step_of((0, 1), *step) for name, step in STEPS.items()}
+    for rank in range(len(shares)):
+        found = torch.load(tmp_path / str(rank))
+        for mode in MODES:
+            torch.testing.assert_close(found[mode], whole[mode], rtol=1e-12, atol=1e-15)
+        assert abs(found["sum"][0] / whole["sum"][0] - 1) > 0.1
