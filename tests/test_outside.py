@@ -97,7 +97,7 @@ def test_the_directory_of_a_run(tmp_path, monkeypatch, capsys):
         patch.setattr(os, "listdir", lambda path: [])  # another run has just looked, too
         train.claim(small("~/x"))
     for source, kind in ((data.BUILTIN, "builtin"), (str(FEW), "files")):
-        out = train.claim(train.Config(task="sst2", data=source))
+        out = train.claim(train.Config(task="sst2", data=source, teacher="micro", student="micro"))
         assert re.fullmatch(rf"{tmp_path}/runs/sst2-{kind}-\d{{4}}-\d{{6}}", out)
     shutil.rmtree("runs")
     os.symlink("nowhere", "runs")
