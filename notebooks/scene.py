@@ -123,15 +123,15 @@ PARTS = [
         equation="z_T = (0, ρ u(θ_T)·x)",
         key="teacher_logits",
         means="Two logits for each of the 24 training points x. The teacher's weights are ρ u: their length ρ = 3 is "
-        "fixed (dotted circle), and its angle sets their direction u.",
+        "fixed (dotted circle), and its angle, θ_T, sets their direction u.",
     ),
     Part(
         name="the inner loss",
         symbol="L_S",
         equation="L_S = α T² KL + (1 − α) CE",
         key="inner_loss",
-        means="How far the student is from its teacher, and from the labels. All students on the red line have this "
-        "loss.",
+        means="How far the student is from its teacher, and from the labels, ten of which are wrong. All students on "
+        "the red line have this loss.",
     ),
     Part(
         name="the pilot gradient",
@@ -294,7 +294,7 @@ def row_of(number: int, part: Part) -> str:
     unit = f' data-unit="{part.unit}"' if part.unit else ""
     return (
         f'<tr data-key="{part.key}"{unit} data-means="{part.means}">'
-        f'<th><button>{number} {part.name}</button></th><td class="math">{part.equation}</td>'
+        f"<th><button>{number} {part.name}</button></th><td>{part.equation}</td>"
         f"<td>{tuple(part.value.shape)}</td><td></td></tr>"
     )
 
