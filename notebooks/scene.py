@@ -11,6 +11,7 @@ import base64
 import html
 import json
 import math
+import re
 import sys
 import textwrap
 from functools import partial
@@ -121,14 +122,16 @@ PARTS = [
         symbol="z_T",
         equation="z_T = (0, ρ u(θ_T)·x)",
         key="teacher_logits",
-        means="Two logits for each of the 24 training points. Only the teacher's angle matters.",
+        means="Two logits for each of the 24 training points x. The teacher's weights are ρ u: their length ρ = 3 is "
+        "fixed (dotted circle), and its angle, θ_T, sets their direction u.",
     ),
     Part(
         name="the inner loss",
         symbol="L_S",
         equation="L_S = α T² KL + (1 − α) CE",
         key="inner_loss",
-        means="How far the student is from its teacher, and from the labels. All students on the red line have this loss.",
+        means="How far the student is from its teacher, and from the labels, ten of which are wrong. All students on "
+        "the red line have this loss.",
     ),
     Part(
         name="the pilot gradient",
@@ -142,7 +145,8 @@ PARTS = [
         symbol=r"\theta'_S",
         equation="θ′_S = θ_S − λ ∇L_S",
         key="theta_S_prime",
-        means="A copy of the student takes one step down the inner loss, as the teacher asks. The student itself stays.",
+        means="A copy of the student takes one step down the inner loss, as the teacher asks. The student itself "
+        "stays.",
     ),
     Part(
         name="the quiz loss",
@@ -163,8 +167,8 @@ PARTS = [
         symbol=r"\frac{\partial\theta'_S}{\partial\theta_T}",
         equation="∂θ′_S/∂θ_T = −λ ∂²L_S/∂θ_T∂θ_S",
         key="velocity",
-        means="Each teacher sends the copy to its own place on the closed curve. The arrow: where the copy would go, and "
-        "how fast, if the teacher's angle grew.",
+        means="The copy's velocity: how it moves when the teacher turns. Each angle sends it to its own place on the "
+        "closed curve. The arrow: which way, and how fast, it would go if the angle grew.",
         unit="per radian",
     ),
     Part(
@@ -172,8 +176,8 @@ PARTS = [
         symbol=r"v\cdot\frac{\partial\theta'_S}{\partial\theta_T}",
         equation="∇L_q at θ_T = v · ∂θ′_S/∂θ_T",
         key="meta_gradient",
-        means="v times the velocity of the copy; the slope of the tangent. Positive: if the teacher's angle grew, the copy "
-        "would do worse on the quiz.",
+        means="v times the copy's velocity (how it moves when the teacher turns): the slope of the tangent. Positive: "
+        "if the angle grew, the copy would do worse on the quiz.",
         unit="per radian",
     ),
     Part(
@@ -287,9 +291,10 @@ def written_into(text: str) -> str:
 
 def row_of(number: int, part: Part) -> str:
     """A part as a row of the page's table. The page itself works out the value."""
+    unit = f' data-unit="{part.unit}"' if part.unit else ""
     return (
-        f'<tr data-key="{part.key}" data-unit="{part.unit}" data-means="{part.means}">'
-        f'<th><button>{number} {part.name}</button></th><td class="math">{part.equation}</td>'
+        f'<tr data-key="{part.key}"{unit} data-means="{part.means}">'
+        f"<th><button>{number} {part.name}</button></th><td>{part.equation}</td>"
         f"<td>{tuple(part.value.shape)}</td><td></td></tr>"
     )
 
@@ -302,7 +307,7 @@ def world_in_json() -> str:
     for name in ("batch", "quiz"):
         x, y = getattr(WORLD, name)
         numbers[name] = {"x": x.tolist(), "y": y.tolist()}
-    lines = textwrap.wrap(json.dumps(numbers), 120, break_long_words=False, break_on_hyphens=False)
+    lines = re.findall(r".{1,119}(?:,|$)", json.dumps(numbers, separators=(",", ":")))
     return "\n".join(['<script type="application/json" id="world">', *lines, "</script>"])
 
 

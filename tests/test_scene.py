@@ -190,6 +190,16 @@ def test_what_is_written_in_the_rows_are_the_values(page):
 
 
 @pytest.mark.slow
+def test_the_sentence_says_the_values(page):
+    values, state = values_and_state(page)
+    before = scene.quiz_loss(torch.tensor(state["theta_S"], dtype=torch.float64)).item()
+    here, there = math.degrees(state["phi"]), values["new_angle"]
+    numbers = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", page.find_element("id", "says").text)]
+    assert numbers[:2] == pytest.approx([before, values["quiz_loss_after"]], abs=5e-4)
+    assert numbers[2:] == pytest.approx([here, abs(there - here), there], abs=0.5)
+
+
+@pytest.mark.slow
 def test_a_whole_step_is_metadistil_step_and_back_undoes_it(page):
     from selenium.webdriver.support.ui import WebDriverWait
 
