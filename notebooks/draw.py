@@ -7,6 +7,7 @@ colour blindness): tests/test_draw.py simulates it. Lines differ in their dashes
 
 import html
 import inspect
+from itertools import cycle
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -57,6 +58,14 @@ def look_of(title) -> Look:
 INK = "#1A1A1A"  # all that is not one of these
 GREY = "#767676"  # what stands in the background
 LIT = "#D0002F"  # what a figure speaks of just now
+# What has no look of its own, in turn.
+PLAIN = [
+    Look(INK, "o", "-"),
+    Look(LIT, "s", "--"),
+    Look(GREY, "^", "-."),
+    Look(INK, "D", ":"),
+    Look(GREY, "X", (0, (1, 1))),
+]
 # Numbers with a sign: white is zero.
 SIGNED = LinearSegmentedColormap.from_list("signed", [LOOKS["negative"].colour, "white", LOOKS["positive"].colour])
 # The height of a landscape: white is low.
@@ -67,9 +76,9 @@ ON_WHITE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
 def use_style():
     """Set matplotlib's defaults: figures that can be read from the back row."""
     plt.rcParams.update({
-        "figure.dpi": 100, "figure.constrained_layout.use": True, "font.size": 12, "axes.titlesize": 13,
-        "axes.labelsize": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-        "grid.alpha": 0.3, "legend.frameon": False, "legend.fontsize": 11, "xtick.labelsize": 11, "ytick.labelsize": 11,
+        "figure.constrained_layout.use": True, "font.size": 12, "axes.titlesize": 13, "axes.spines.top": False,
+        "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.3,
+        "legend.frameon": False, "legend.fontsize": 11, "xtick.labelsize": 11, "ytick.labelsize": 11,
         "image.cmap": "cividis",
     })  # fmt: skip
 
@@ -83,9 +92,9 @@ def signed(number, digits=2) -> str:
 
 
 def numbers(matrix, digits=2, least=0.0):
-    """The numbers of a matrix (R, C) as they are printed in a book; nothing for those smaller than `least`."""
+    """The numbers of a matrix (R, C) as they are printed in a book; nothing for NaN and what is less than `least`."""
     matrix = np.asarray(matrix)
-    return np.where(np.abs(matrix) < least, "", np.vectorize(signed)(matrix, digits))
+    return np.where(np.abs(matrix) >= least, np.vectorize(signed)(matrix, digits), "")
 
 
 def table(columns, rows, caption=None):
@@ -115,10 +124,30 @@ def panels(*titles, xlabel="", ylabel="", size=(13, 5), shared=False, widths=Non
     return axes[0]
 
 
-def arrow(ax, start, end, **style):
-    """An arrow from point to point, both (2,)."""
+def lines(ax, x, named, looks=PLAIN, points=False, **style):
+    """Lines over x (N,), each in its look, and their legend. named: {name: heights (N,), or one number for a level};
+    points: whether their markers are drawn, too."""
+    for (name, y), look in zip(named.items(), cycle(looks)):
+        look = look.of_curve() if points else look.of_line()
+        ax.plot(x, np.broadcast_to(y, np.shape(x)), **look | style, label=name)
+    ax.legend()
+
+
+def intervals(ax, x, named, looks=PLAIN, apart=0.14, **style):
+    """Points with bars over x (N,), those of one place side by side, and their legend. named: {name: (middle (N,),
+    half a bar (N,), or the two halves of each (2, N))}."""
+    for k, ((name, (middle, half)), look) in enumerate(zip(named.items(), cycle(looks))):
+        place = np.asarray(x) + apart * (k - (len(named) - 1) / 2)
+        ax.errorbar(place, middle, half, **look.of_bars() | style, label=name)
+    ax.legend()
+
+
+def arrow(ax, start, end, words="", offset=(8, 8), **style):
+    """An arrow from point to point, both (2,), and words at its end."""
     look = {"arrowstyle": "-|>", "lw": 2, "color": INK, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 15} | style
     ax.annotate("", tuple(map(float, end)), tuple(map(float, start)), arrowprops=look, zorder=3)
+    if words:
+        note(ax, words, end, offset)
 
 
 def note(ax, text, place, offset=(8, 8), **style):
@@ -127,10 +156,12 @@ def note(ax, text, place, offset=(8, 8), **style):
     ax.annotate(text, tuple(map(float, place)), textcoords="offset points", xytext=offset, **style)
 
 
-def dot(ax, place, **style):
-    """A white dot at a point (2,)."""
+def dot(ax, place, words="", offset=(8, 8), **style):
+    """A white dot at a point (2,), and words beside it."""
     style = {"marker": "o", "color": "white", "mec": INK, "ms": 9, "mew": 1.5, "zorder": 5} | style
     ax.plot(*map(float, place), linestyle="", **style)
+    if words:
+        note(ax, words, place, offset)
 
 
 def landscape(ax, x, y, field, levels=None, labels="%g"):
@@ -148,10 +179,11 @@ def landscape(ax, x, y, field, levels=None, labels="%g"):
 
 
 def heat(ax, matrix, rows=(), columns=(), words=None, size=11, limits=None, **settings):
-    """A matrix (R, C) in colour, blue above the middle of the limits, red below -> the image, for a colour bar.
-    words: what to write into the cells (R, C), else their numbers; settings: those of `ax.set`."""
+    """A matrix (R, C) in colour, blue above the middle of the limits, red below, NaN white -> the image, for a colour
+    bar. words: what to write into the cells (R, C), else their numbers; settings: those of `ax.set`."""
     matrix = np.asarray(matrix)
-    low, high = limits or (-np.abs(matrix).max(), np.abs(matrix).max())
+    largest = np.nanmax(np.abs(matrix))
+    low, high = limits or (-largest, largest)
     image = ax.imshow(matrix, cmap=SIGNED, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
     words = numbers(matrix) if words is None else np.asarray(words)
     for i, j in np.argwhere(words != ""):
@@ -169,18 +201,7 @@ def bare(ax):
     """No grid, no ticks, no frame: for pictures and matrices."""
     ax.tick_params(length=0)
     ax.grid(False)
-    for side in ax.spines.values():
-        side.set_visible(False)
-
-
-def stack(ax, names, parts):
-    """Bars on top of each other -> the sums (N,). parts: {label: (heights (N,), colour, hatch)}."""
-    bottom = np.zeros(len(names))
-    for label, (heights, colour, hatch) in parts.items():
-        ax.bar(names, heights, 0.62, bottom, color=colour, hatch=hatch, ec="white", label=label)
-        bottom += heights
-    ax.grid(axis="x", visible=False)
-    return bottom
+    ax.spines[:].set_visible(False)
 
 
 def legend_below(ax):
