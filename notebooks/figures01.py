@@ -86,7 +86,7 @@ def mixing(soft, hard, resting, marked, teacher, label):
             draw.dot(right, place @ corners, words, (14, -4), color=look.colour, marker=look.marker)
     draw.dot(right, teacher[0] @ corners, "teacher, α = 1", (14, -6), color=LOOKS["teacher"].colour, marker="^", ms=14)
     draw.dot(right, label[0] @ corners, "label, α = 0", (14, 0), color=draw.INK, marker="*", ms=18)
-    right.legend(loc="center right")
+    right.legend(loc="upper left")
     right.axis("off")
 
 
