@@ -18,9 +18,8 @@ def temperatures(one_hot, by_temperature, T, p):
         colour = draw.GREY if title == "the label" else LOOKS["teacher"].colour
         ax.bar_label(ax.barh(STARS, values, color=colour), fmt="%.2f", padding=3)
         ax.set_xlim(0, 1.4)
+    course.axhline(1 / 5, color=draw.INK, lw=0.8, label="1/K")
     draw.lines(course, T, {f"stars: {STARS[k]}": p[:, k] for k in (3, 4, 2, 1, 0)})
-    course.axhline(1 / 5, color=draw.INK, lw=0.8)
-    draw.note(course, "1/K", (100, 1 / 5), (-28, 14))
     course.set_xscale("log")
 
 
@@ -64,30 +63,22 @@ def temperature_squared(T, size, hard, distance):
     draw.lines(right, T, {"slope −1": distance[-1] * T[-1] / T, "with T²": distance})
 
 
-def mixing(soft, hard, resting, marked, teacher, label):
-    """Steps (2,) of soft targets and label; resting places {T: (N, 3)}, marked ones {T: {α: (3,)}}: probabilities."""
-    titles = "α slides the step along a straight line", "where the student comes to rest"
-    left, right = draw.panels(*titles, size=(13, 5.6), aspect="equal", ylim=(-0.15, 1))
-    left.set(xlabel="step in the logit of class 1", ylabel="step in the logit of class 2", xlim=(-0.3, 1.05))
-    left.plot(*torch.stack([soft, hard]).T, ":", color=draw.INK, lw=1.5)
-    draw.arrow(left, (0, 0), soft, "soft targets, α = 1", color=LOOKS["teacher"].colour, lw=4)
-    draw.arrow(left, (0, 0), hard, "label, α = 0", (-20, 12), color=draw.GREY, lw=4)
-    for alpha in (0.25, 0.5, 0.75):
-        draw.arrow(left, (0, 0), alpha * soft + (1 - alpha) * hard, f"α = {alpha}", lw=1.5)
-    draw.dot(left, (0, 0), "the student", (10, -16))
+def mixing(resting, marked, teacher, label):
+    """Where the student comes to rest: {T: (N, 3)}, and at some α {T: {α: (3,)}}; probabilities."""
+    [ax] = draw.panels("Where the student comes to rest", size=(9, 6.5), aspect="equal")
     corners = torch.tensor([[0.0, 0.0], [0.5, math.sqrt(3) / 2], [1.0, 0.0]], dtype=torch.float64)  # of the triangle
-    right.fill(*corners.T, facecolor="white", edgecolor=draw.INK, lw=1.5)
+    ax.fill(*corners.T, facecolor="white", edgecolor=draw.INK, lw=1.5)
     for k, offset in enumerate((-20, 10, -20)):
-        draw.note(right, f"class {k + 1}", corners[k], (0, offset), ha="center")
+        draw.note(ax, f"class {k + 1}", corners[k], (0, offset), ha="center")
     for (T, places), look in zip(resting.items(), draw.PLAIN):
-        right.plot(*(torch.cat([label, places]) @ corners).T, **look.of_line(), label=f"T = {T:g}")
+        ax.plot(*(torch.cat([label, places]) @ corners).T, **look.of_line(), label=f"T = {T:g}")
         for alpha, place in marked[T].items():
             words = f"α = {alpha}" if T > 1 else ""
-            draw.dot(right, place @ corners, words, (14, -4), color=look.colour, marker=look.marker)
-    draw.dot(right, teacher[0] @ corners, "teacher, α = 1", (14, -6), color=LOOKS["teacher"].colour, marker="^", ms=14)
-    draw.dot(right, label[0] @ corners, "label, α = 0", (14, 0), color=draw.INK, marker="*", ms=18)
-    right.legend(loc="upper left")
-    right.axis("off")
+            draw.dot(ax, place @ corners, words, (14, -4), color=look.colour, marker=look.marker)
+    draw.dot(ax, teacher[0] @ corners, "teacher, α = 1", (14, -6), color=LOOKS["teacher"].colour, marker="^", ms=14)
+    draw.dot(ax, label[0] @ corners, "label, α = 0", (14, 0), color=draw.INK, marker="*", ms=18)
+    ax.legend(loc="upper right")
+    ax.axis("off")
 
 
 def teachers_side(shift, losses, slopes, here, mixed):

@@ -3,6 +3,7 @@
 import draw
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from draw import LOOKS
 
 TEACHER = [f"$W_{{{k}{i}}}$" for k in (1, 2, 3) for i in (1, 2)]
@@ -11,29 +12,37 @@ STUDENT = ["$w_1$", "$w_2$", "$u_1$", "$u_2$", "$u_3$"]
 
 def product(M, v, meta_gradient, lam):
     """M (6, 5) under v (5,), M diag(v), and the meta-gradient (6,)."""
-    titles = (
-        r"$v$, and below it $M = \partial^2 L_S/\partial\theta_T\,\partial\theta_S$",
-        r"each column times its $v$: $M\,\mathrm{diag}(v)$",
-        rf"sum of the row $\times -\lambda$ ($-${lam:g})",
-    )
-    axes = draw.panels(*titles, size=(14, 6), widths=[5, 5, 2], ylabel=["teacher parameter", "", ""])
-    blank = np.full((2, 5), np.nan)  # so that the rows of all panels stand beside each other
-    parts = np.vstack([v, blank[:1], M]), np.vstack([blank, M * v]), np.hstack([blank[:, 0], meta_gradient])[:, None]
-    for ax, part, columns in zip(axes, parts, (STUDENT, STUDENT, ())):
-        rows = ["$v$" if ax is axes[0] else "", "", *TEACHER]
-        draw.heat(ax, part, rows, columns, draw.numbers(part, 3), 13)
+    picture = np.full((8, 13), np.nan)
+    picture[0, :5], picture[2:, :5], picture[2:, 6:11], picture[2:, 12] = v, M, M * v, meta_gradient
+    [ax] = draw.panels("The meta-gradient as a product", size=(14, 6), ylabel="teacher parameter")
+    words, largest = draw.numbers(picture, 3), (M * v).abs().max()
+    draw.heat(ax, picture, ["$v$", "", *TEACHER], [*STUDENT, "", *STUDENT], words, 13, (-largest, largest))
+    ax.text(2, 1, r"$M = \partial^2 L_S/\partial\theta_T\,\partial\theta_S$", ha="center")
+    ax.text(8, 1, r"each column times its $v$: $M\,\mathrm{diag}(v)$", ha="center")
+    ax.text(12, 1, rf"row sums $\times -${lam:g}", ha="center")
 
 
 def three_factors(J_T, C, J_S):
     """J_Tᵀ (6, 6), the blocks of C (2, 3, 3) on a diagonal, and J_S (6, 5): their product is M, but for a factor."""
-    middle = np.zeros((6, 6))
-    middle[:3, :3], middle[3:, 3:] = C
     classes = [f"$b$={b}\n$k$={k}" for b in (1, 2) for k in (1, 2, 3)]
     titles = r"$J_T^\top$: how the teacher moves", "the loss: one block an example", r"$J_S$: how the student moves"
     axes = draw.panels(*titles, size=(14, 5.2), widths=[6, 6, 5])
-    parts = (J_T.reshape(6, 6).T, TEACHER, classes), (middle, classes, classes), (J_S.reshape(6, 5), classes, STUDENT)
-    for ax, (part, rows, columns) in zip(axes, parts):
+    parts = J_T.reshape(6, 6).T, torch.block_diag(*C), J_S.reshape(6, 5)
+    for ax, part, rows, columns in zip(axes, parts, (TEACHER, classes, classes), (classes, classes, STUDENT)):
         draw.heat(ax, part, rows, columns, draw.numbers(part, least=0.005), size=14)
+
+
+def prices(z_dot, gradient, change, framed):
+    """A teacher that is a table: the price of every logit, its gradient, and what a step changes; all (B, K)."""
+    titles = (
+        r"price $\dot z_S = J_S v$",
+        r"gradient, $100\ \partial L_q/\partial z_T$",
+        "change of probability (points)",
+    )
+    axes = draw.panels(*titles, size=(13, 3.6))
+    for ax, part in zip(axes, (z_dot, 100 * gradient, 100 * change)):
+        draw.heat(ax, part, ["example 1", "example 2"], [f"class {k}" for k in range(3)], size=17)
+        ax.plot(*framed.nonzero().T.flip(0), "s", color="none", mec=draw.INK, mew=2.5, ms=75)
 
 
 def numbers(values) -> str:
@@ -43,23 +52,19 @@ def numbers(values) -> str:
 
 
 def kept_graph(words):
-    """The graph's nodes, {node: word}, with their values and gradients: the result first, then the teacher's way, then
-    the student's three."""
+    """The graph's nodes, {node: word}: from the result along the teacher's way, then the student's three."""
     title = "From the copy a path of nodes leads back to the teacher"
     [ax] = draw.panels(title, size=(14, 4), xlim=(-0.5, 7.5), ylim=(-0.5, 2))
     places = dict(zip(words, [(x, 1) for x in range(7, -1, -1)] + [(4, 0), (2.5, 0), (1, 0)]))
-    frames = {}
+    takers, frames = {one: node for node in words for one in node.inputs}, {}
     for node, place in places.items():
-        edge, width = (LOOKS["teacher"].colour, 5) if node.gradient is not None else (draw.GREY, 2)
-        look = {"boxstyle": "round", "facecolor": "white", "edgecolor": edge, "linewidth": 2}
+        colour, width = (LOOKS["teacher"].colour, 5) if node.gradient is not None else (draw.GREY, 2)
+        look = {"boxstyle": "round", "facecolor": "white", "edgecolor": colour, "linewidth": 2}
         text = f"{words[node]}\n{node.name}\n{numbers(node.value)}"
-        frames[node] = ax.text(
-            *place, text, ha="center", va="center", fontsize=14, bbox=look, zorder=4
-        ).get_bbox_patch()
-        for taker in words:
-            if node in taker.inputs:
-                ends = {"patchA": frames[node], "patchB": frames[taker], "mutation_scale": 20}
-                draw.arrow(ax, place, places[taker], color=edge, lw=width, **ends)
+        frames[node] = ax.text(*place, text, ha="center", va="center", fontsize=14, bbox=look).get_bbox_patch()
+        if node in takers:  # the arrow runs from frame to frame
+            ends = {"patchA": frames[node], "patchB": frames[takers[node]], "mutation_scale": 20}
+            draw.arrow(ax, place, places[takers[node]], color=colour, lw=width, **ends)
         if node.gradient is not None:
             ax.text(place[0], 1.6, numbers(node.gradient), ha="center", color=draw.LIT, fontsize=15, weight="bold")
     ax.axis("off")
@@ -68,31 +73,13 @@ def kept_graph(words):
 def norms_by_layer(pilot, v, meta):
     """Norms of the gradients, by layer: {layer: norm} for the student's two and the teacher's one."""
     titles = "student: the embedding tables feel most", "teacher: the meta-gradient reaches every layer"
-    xlabels = ["norm of the gradient", "norm of the gradient (mind the scale)"]
-    left, right = draw.panels(*titles, xlabel=xlabels, size=(13, 7))
-    rows = np.arange(len(pilot))
-    left.barh(rows - 0.2, pilot.values(), 0.4, color=draw.INK, label=r"pilot gradient $\nabla_{\theta_S} L_S$")
-    left.barh(rows + 0.2, v.values(), 0.4, color=draw.LIT, hatch="///", ec="white", label="quiz gradient $v$")
-    left.set_yticks(rows, pilot)
-    left.legend(loc="center right", fontsize=13)
-    right.barh([*meta], meta.values(), 0.7, color=LOOKS["teacher"].colour)
-    for ax in (left, right):
+    axes = draw.panels(*titles, xlabel="norm of the gradient", size=(13, 7), xscale="log")
+    of_student = {r"pilot gradient $\nabla_{\theta_S} L_S$": pilot, "quiz gradient $v$": v}
+    for ax, gradients in zip(axes, (of_student, {"meta-gradient": meta})):
+        for (name, norms), look in zip(gradients.items(), draw.PLAIN):
+            ax.plot(norms.values(), norms.keys(), **look.of_points(), markersize=9, label=name)
         ax.invert_yaxis()
-
-
-def prices(z_dot, gradient, change, small_print):
-    """A teacher that is a table: the price of every logit, its gradient, and what a step changes; all (B, K)."""
-    classes, examples = [f"class {k}" for k in range(3)], [f"example {b}" for b in range(1, 1 + len(z_dot))]
-    titles = (
-        "price $\\dot z_S = J_S v$\n(blue: the quiz wants it lower)",
-        "gradient of the teacher's logit\n" + r"$100\ \partial L_q/\partial z_T$",
-        "its probability after a step\n(change in percentage points)",
-    )
-    axes = draw.panels(*titles, size=(13, 3.6))
-    for ax, part in zip(axes, (z_dot, 100 * gradient, 100 * change)):
-        draw.heat(ax, part, examples if ax is axes[0] else (), classes, size=17)
-        for b, k in np.argwhere(np.asarray(small_print)):
-            ax.add_patch(plt.Rectangle((k - 0.47, b - 0.45), 0.94, 0.9, fill=False, lw=2.5, ls="--", ec=draw.INK))
+        ax.legend(loc="upper left")
 
 
 def heard(students, labels, denies):
@@ -103,9 +90,8 @@ def heard(students, labels, denies):
         image = draw.heat(above, found["alike"], words=np.full((40, 40), ""), limits=(-1, 1), title=title)
         above.set(aspect="equal", xlabel="quiz sentences $q$", ylabel="training sentences $b$")
         above.set_yticks([9.5, 29.5], ["blame", "praise"], rotation=90, va="center")
-        for label, role in ((0, "negative"), (1, "positive")):
-            rows = np.flatnonzero(labels == label)
-            below.plot(rows, found["d_dot"][rows], **LOOKS[role].of_points() | {"markersize": 9})
+        for role, rows in (("negative", labels == 0), ("positive", labels == 1)):
+            below.plot(np.flatnonzero(rows), found["d_dot"][rows], **LOOKS[role].of_points(), markersize=9)
         below.plot(np.flatnonzero(denies), found["d_dot"][denies], "o", color="none", mec=draw.GREY, mew=2, ms=17)
         below.axhline(0, color=draw.INK, lw=1)
         below.axvline(19.5, color=draw.GREY, lw=1)
@@ -119,13 +105,11 @@ def error_curves(curves, chosen):
     """The relative error of a finite difference by its length. curves: {precision: (lengths, errors)}; chosen:
     {precision: (length of the formula, its error)}."""
     labels = {"xlabel": r"length of the step in parameter space, $\epsilon\,\|v\|$", "xscale": "log", "yscale": "log"}
-    labels["ylabel"] = r"relative error of $\dot z_S$"
-    [ax] = draw.panels("Too long or too short: a finite difference has a best length", size=(11, 6), **labels)
+    title = "Too long or too short: a finite difference has a best length"
+    [ax] = draw.panels(title, ylabel=r"relative error of $\dot z_S$", size=(11, 6), **labels)
     for (precision, (lengths, errors)), look in zip(curves.items(), (draw.PLAIN[1], draw.PLAIN[0])):
         draw.lines(ax, lengths, {precision: errors}, [look], points=True, markersize=5)
         draw.dot(ax, chosen[precision], "0.2 eps$^{1/3}$", (14, -14), marker="*", ms=20)
-    ax.text(3e-4, 2e-8, r"curvature: grows as $\epsilon^2$", fontsize=14)
-    ax.text(1.2e-11, 2e-10, r"rounding: grows as $1/\epsilon$", fontsize=14)
 
 
 def memory(kept):
@@ -133,11 +117,6 @@ def memory(kept):
     labels = {"xlabel": "tensors kept or released, in order", "ylabel": "MB kept for backward passes"}
     [ax] = draw.panels("Memory: jvp needs less", size=(10, 5), **labels)
     for (name, history), look in zip(kept.items(), (LOOKS["kd"], draw.PLAIN[1], draw.PLAIN[0])):
-        megabytes = np.array(history) / 1e6
-        draw.lines(
-            ax,
-            range(len(megabytes)),
-            {f"{name}: at most {megabytes.max():.1f}": megabytes},
-            [look],
-            drawstyle="steps-post",
-        )
+        label = f"{name}: at most {history.max() / 1e6:.1f}"
+        ax.step(range(len(history)), history / 1e6, where="post", **look.of_line(), label=label)
+    ax.legend()
