@@ -43,7 +43,8 @@ class Recorder(TorchDispatchMode):
         return result
 
     def graph_of(self, result: Tensor, leaves: list[Tensor]) -> list[Node]:
-        """All nodes on the ways from these leaves to the result, the result's own first. Empty if it has no graph."""
+        """All nodes on the ways from these leaves to the result, the result's own first; none if it has no graph. Each
+        notes the gradient that the next backward pass brings."""
         values = {one.grad_fn: one.detach() for one in self.results if one.grad_fn is not None}
         places = {leaf.data_ptr() for leaf in leaves}  # detached, a parameter is another tensor in the same place
         nodes = {None: None}
@@ -53,14 +54,15 @@ class Recorder(TorchDispatchMode):
             if function not in nodes:
                 inputs = [visit(one) for one, _ in function.next_functions]
                 inputs = [node for node in inputs if node is not None]
-                leaf, nodes[function] = getattr(function, "variable", None), None
+                leaf = getattr(function, "variable", None)
+                node = None
                 if leaf is not None and leaf.data_ptr() in places:
-                    nodes[function] = Node("leaf", leaf.detach(), [])
+                    node = Node("leaf", leaf.detach(), [])
                 elif inputs:
-                    name = re.sub(r"Backward\d*$", "", function.name())
-                    nodes[function] = Node(name, values.get(function), inputs)
-                if nodes[function] is not None:
-                    function.register_prehook(nodes[function].note)
+                    node = Node(re.sub(r"Backward\d*$", "", function.name()), values.get(function), inputs)
+                if node is not None:
+                    function.register_prehook(node.note)
+                nodes[function] = node
             return nodes[function]
 
         visit(result.grad_fn)
