@@ -7,6 +7,7 @@ colour blindness): tests/test_draw.py simulates it. Lines differ in their dashes
 
 import html
 import inspect
+from itertools import cycle
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -57,20 +58,20 @@ def look_of(title) -> Look:
 INK = "#1A1A1A"  # all that is not one of these
 GREY = "#767676"  # what stands in the background
 LIT = "#D0002F"  # what a figure speaks of just now
+# What has no look of its own, in turn.
+PLAIN = [Look(INK, "o", "-"), Look(LIT, "s", "--"), Look(GREY, "^", "-."), Look(INK, "D", ":"), Look(GREY, "X", ":")]
 # Numbers with a sign: white is zero.
 SIGNED = LinearSegmentedColormap.from_list("signed", [LOOKS["negative"].colour, "white", LOOKS["positive"].colour])
-# The height of a landscape: white is low.
-HEIGHT = LinearSegmentedColormap.from_list("height", ["white", "#C9D3DE", "#7B8FA6"])
+HEIGHT = LinearSegmentedColormap.from_list("height", ["white", "#C9D3DE", "#7B8FA6"])  # of a landscape: white is low
 ON_WHITE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}  # behind words on a coloured ground
 
 
 def use_style():
     """Set matplotlib's defaults: figures that can be read from the back row."""
     plt.rcParams.update({
-        "figure.dpi": 100, "figure.constrained_layout.use": True, "font.size": 12, "axes.titlesize": 13,
-        "axes.labelsize": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-        "grid.alpha": 0.3, "legend.frameon": False, "legend.fontsize": 11, "xtick.labelsize": 11, "ytick.labelsize": 11,
-        "image.cmap": "cividis",
+        "figure.constrained_layout.use": True, "font.size": 11, "axes.labelsize": 12, "axes.titlesize": 13,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+        "grid.alpha": 0.3, "legend.frameon": False, "image.cmap": "cividis",
     })  # fmt: skip
 
 
@@ -83,18 +84,18 @@ def signed(number, digits=2) -> str:
 
 
 def numbers(matrix, digits=2, least=0.0):
-    """The numbers of a matrix (R, C) as they are printed in a book; nothing for those smaller than `least`."""
+    """The numbers of a matrix (R, C) as they are printed in a book; nothing for NaN and what is less than `least`."""
     matrix = np.asarray(matrix)
-    return np.where(np.abs(matrix) < least, "", np.vectorize(signed)(matrix, digits))
+    return np.where(np.abs(matrix) >= least, np.vectorize(signed)(matrix, digits), "")
 
 
-def table(columns, rows, caption=None):
+def table(columns, rows):
     """A table for the notebook. columns: the names; rows: lists of as many cells, text or numbers, LaTeX between $."""
     from IPython.display import Markdown  # here, for curves.py does without
 
     lines = [columns, ["---"] * len(columns), *rows]
     text = "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return Markdown(f"{caption}\n\n{text}" if caption else text)
+    return Markdown(text)
 
 
 def source(*objects):
@@ -115,22 +116,43 @@ def panels(*titles, xlabel="", ylabel="", size=(13, 5), shared=False, widths=Non
     return axes[0]
 
 
-def arrow(ax, start, end, **style):
-    """An arrow from point to point, both (2,)."""
+def lines(ax, x, named, looks=PLAIN, points=False, **style):
+    """Lines over x (N,), each in its look, and their legend. named: {name: heights (N,), or one number for a level};
+    points: whether their markers are drawn, too."""
+    for (name, y), look in zip(named.items(), cycle(looks)):
+        look = look.of_curve() if points else look.of_line()
+        ax.plot(x, np.broadcast_to(y, np.shape(x)), **look | style, label=name)
+    ax.legend()
+
+
+def intervals(ax, x, named, looks=PLAIN, apart=0.14, joined=False, **style):
+    """Points with bars over x (N,), those of one place side by side, and their legend. named: {name: (middle (N,),
+    half a bar (N,), or the two halves of each (2, N))}; joined: whether a line runs through them."""
+    for k, ((name, (middle, half)), look) in enumerate(zip(named.items(), cycle(looks))):
+        place = np.asarray(x) + apart * (k - (len(named) - 1) / 2)
+        look = look.of_bars() | (look.of_line() if joined else {})
+        ax.errorbar(place, middle, half, **look | style, label=name)
+    ax.legend()
+
+
+def arrow(ax, start, end, words="", offset=(8, 8), **style):
+    """An arrow from point to point, both (2,), and words at its end."""
     look = {"arrowstyle": "-|>", "lw": 2, "color": INK, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 15} | style
     ax.annotate("", tuple(map(float, end)), tuple(map(float, start)), arrowprops=look, zorder=3)
+    note(ax, words, end, offset)
 
 
 def note(ax, text, place, offset=(8, 8), **style):
-    """Words beside a point (2,); the offset in printer's points."""
-    style = {"fontsize": 12, "bbox": ON_WHITE, "zorder": 6} | style
+    """Words, if there are any, beside a point (2,); the offset in printer's points."""
+    style = {"fontsize": 12, "bbox": ON_WHITE if text else None, "zorder": 6} | style
     ax.annotate(text, tuple(map(float, place)), textcoords="offset points", xytext=offset, **style)
 
 
-def dot(ax, place, **style):
-    """A white dot at a point (2,)."""
+def dot(ax, place, words="", offset=(8, 8), **style):
+    """A white dot at a point (2,), and words beside it."""
     style = {"marker": "o", "color": "white", "mec": INK, "ms": 9, "mew": 1.5, "zorder": 5} | style
     ax.plot(*map(float, place), linestyle="", **style)
+    note(ax, words, place, offset)
 
 
 def landscape(ax, x, y, field, levels=None, labels="%g"):
@@ -148,19 +170,18 @@ def landscape(ax, x, y, field, levels=None, labels="%g"):
 
 
 def heat(ax, matrix, rows=(), columns=(), words=None, size=11, limits=None, **settings):
-    """A matrix (R, C) in colour, blue above the middle of the limits, red below -> the image, for a colour bar.
-    words: what to write into the cells (R, C), else their numbers; settings: those of `ax.set`."""
+    """A matrix (R, C) in colour, blue above the middle of the limits, red below, NaN white -> the image, for a colour
+    bar. words: what to write into the cells (R, C), else their numbers; settings: those of `ax.set`."""
     matrix = np.asarray(matrix)
-    low, high = limits or (-np.abs(matrix).max(), np.abs(matrix).max())
+    largest = np.nanmax(np.abs(matrix))
+    low, high = limits or (-largest, largest)
     image = ax.imshow(matrix, cmap=SIGNED, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
     words = numbers(matrix) if words is None else np.asarray(words)
     for i, j in np.argwhere(words != ""):
         dark = abs(matrix[i, j] - (low + high) / 2) > 0.3 * (high - low)
         ax.text(j, i, words[i, j], ha="center", va="center", fontsize=size, color="white" if dark else INK)
-    ax.set_xticks(range(len(columns)), columns)
-    ax.set_yticks(range(len(rows)), rows)
+    ax.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows, **settings)
     ax.tick_params(labelsize=min(size, 13))
-    ax.set(**settings)
     bare(ax)
     return image
 
@@ -169,18 +190,7 @@ def bare(ax):
     """No grid, no ticks, no frame: for pictures and matrices."""
     ax.tick_params(length=0)
     ax.grid(False)
-    for side in ax.spines.values():
-        side.set_visible(False)
-
-
-def stack(ax, names, parts):
-    """Bars on top of each other -> the sums (N,). parts: {label: (heights (N,), colour, hatch)}."""
-    bottom = np.zeros(len(names))
-    for label, (heights, colour, hatch) in parts.items():
-        ax.bar(names, heights, 0.62, bottom, color=colour, hatch=hatch, ec="white", label=label)
-        bottom += heights
-    ax.grid(axis="x", visible=False)
-    return bottom
+    ax.spines[:].set_visible(False)
 
 
 def legend_below(ax):

@@ -3,12 +3,12 @@
 with Recorder() as recorder:
     theta_S_prime = metadistil.pilot_update(...)["theta"]
 nodes = recorder.graph_of(theta_S_prime, [teacher.theta, student.theta])
+theta_S_prime.backward(v, inputs=[teacher.theta])  # each node on this way notes the gradient that comes by
 """
 
-import collections
 import re
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,17 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 class Node:
     """One operation of the graph, or a leaf."""
 
-    function: object  # autograd's own node
+    name: str  # as autograd calls it, without its ending: Mul, Sigmoid, ...; of a parameter "leaf"
     value: Tensor  # what it computed
-    inputs: list["Node"] = field(default_factory=list)  # the nodes whose results it took
+    inputs: list["Node"]  # the nodes whose results it took
     gradient: Tensor | None = None  # what came back, if anything did
 
-    @property
-    def name(self) -> str:
-        """As autograd calls it, without its ending: Mul, Sigmoid, ...; of a parameter "leaf"."""
-        if hasattr(self.function, "variable"):
-            return "leaf"
-        return re.sub(r"Backward\d*$", "", self.function.name())
+    def note(self, gradients):
+        """A hook of autograd's: keep the gradient that comes by."""
+        self.gradient = gradients[0].detach()
 
 
 class Recorder(TorchDispatchMode):
@@ -46,80 +43,59 @@ class Recorder(TorchDispatchMode):
         return result
 
     def graph_of(self, result: Tensor, leaves: list[Tensor]) -> list[Node]:
-        """All nodes on the ways from these leaves to the result, the result's own first. Empty if it has no graph."""
+        """All nodes on the ways from these leaves to the result, the result's own first; none if it has no graph. Each
+        notes the gradient that the next backward pass brings."""
         values = {one.grad_fn: one.detach() for one in self.results if one.grad_fn is not None}
         places = {leaf.data_ptr() for leaf in leaves}  # detached, a parameter is another tensor in the same place
-        nodes = {}
+        nodes = {None: None}
 
         def visit(function):
             """This function's node; None if no way leads from it to a leaf."""
             if function not in nodes:
-                inputs = [visit(one) for one, _ in function.next_functions if one is not None]
+                inputs = [visit(one) for one, _ in function.next_functions]
                 inputs = [node for node in inputs if node is not None]
                 leaf = getattr(function, "variable", None)
-                reached = inputs or leaf is not None and leaf.data_ptr() in places
-                value = values.get(function) if leaf is None else leaf.detach()
-                nodes[function] = Node(function, value, inputs) if reached else None
+                node = None
+                if leaf is not None and leaf.data_ptr() in places:
+                    node = Node("leaf", leaf.detach(), [])
+                elif inputs:
+                    node = Node(re.sub(r"Backward\d*$", "", function.name()), values.get(function), inputs)
+                if node is not None:
+                    function.register_prehook(node.note)
+                nodes[function] = node
             return nodes[function]
 
-        if result.grad_fn is not None:
-            visit(result.grad_fn)
+        visit(result.grad_fn)
         return [node for node in reversed(nodes.values()) if node is not None]
 
 
-def send_back(nodes: list[Node], result: Tensor, leaf: Tensor, gradient: Tensor) -> Tensor:
-    """Send a gradient back from the result to the leaf, and note in each node what came by -> what arrives."""
-    hooks = []
-    for node in nodes:
-        if node.name != "leaf":
-
-            def note(gradients, node=node):
-                node.gradient = gradients[0].detach()
-
-            hooks.append(node.function.register_prehook(note))
-    (arrived,) = torch.autograd.grad(result, leaf, gradient, retain_graph=True)
-    for hook in hooks:
-        hook.remove()
-    for node in nodes:
-        if getattr(node.function, "variable", None) is leaf:
-            node.gradient = arrived
-    return arrived
-
-
-class Kept:
-    """A tensor that autograd keeps for a backward pass."""
-
-    def __init__(self, tensor):
-        self.tensor = tensor.detach()
-
-
 def bytes_kept(call, given) -> list[int]:
-    """The bytes that autograd keeps in the course of a call, after each coming and going of a tensor; the tensors that
+    """The bytes that autograd keeps in the course of a call, after each coming and going of a storage; the tensors that
     are given anyhow do not count."""
     given = {tensor.untyped_storage().data_ptr() for tensor in given}
-    holders, history = collections.Counter(), [0]
+    history = [0]
 
-    def note(place, change, nbytes):
-        """A storage has one holder more, or one less. It counts from its first holder to its last."""
-        before = holders[place]
-        holders[place] += change
-        if 0 in (before, holders[place]):
-            history.append(history[-1] + change * nbytes)
+    class Entry:
+        """A storage's entry in the ledger, from the first node that keeps a tensor in it to the last."""
+
+        def __init__(self, nbytes):
+            self.nbytes = nbytes
+            history.append(history[-1] + nbytes)
+
+        def __del__(self):
+            history.append(history[-1] - self.nbytes)
+
+    entries = weakref.WeakValueDictionary()  # {place of the storage: its entry, as long as a node holds it}
 
     def pack(tensor):
-        """What autograd stores instead of a tensor."""
+        """What autograd keeps instead of a tensor: the tensor, with its storage's entry."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() in given:
-            return tensor
-        kept = Kept(tensor)
-        note(storage.data_ptr(), +1, storage.nbytes())
-        weakref.finalize(kept, note, storage.data_ptr(), -1, storage.nbytes())
-        return kept
+            return tensor, None
+        entry = entries.get(storage.data_ptr()) or Entry(storage.nbytes())
+        entries[storage.data_ptr()] = entry
+        return tensor.detach(), entry
 
-    def unpack(kept):
-        """The tensor, when autograd wants it back."""
-        return kept.tensor if isinstance(kept, Kept) else kept
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept[0]):
         call()
     return history
