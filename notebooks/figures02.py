@@ -13,7 +13,7 @@ AXES = {"xlabel": "student's first weight", "ylabel": "student's second weight"}
 FAT = {"color": draw.LIT, "lw": 4, "mutation_scale": 22}  # the arrow that a figure speaks of
 OF_RUNS = {"KD, honest teacher": LOOKS["kd"].of_line(), "KD, wrong teacher": LOOKS["kd"].of_line() | {"linestyle": ":"},
            "MetaDistil, wrong at first": LOOKS["metadistil"].of_line()}  # fmt: skip
-LENGTHS = {2.0: (draw.INK, "-"), 10.0: (draw.GREY, "--"), 40.0: (draw.LIT, "-.")}  # of the pilot: colour and line
+LENGTHS = {40.0: (draw.LIT, "-."), 10.0: (draw.GREY, "--"), 2.0: (draw.INK, "-")}  # of the pilot: colour and line
 
 
 def plane(ax, loss, x=(-4.2, 4.2), y=(-4.2, 4.2), levels=None, labels=None):
@@ -219,10 +219,11 @@ def long_pilots(tips, losses, runs):
     xlabels = [AXES["xlabel"], "angle of the teacher (degrees)", "step"]
     ylabels = [AXES["ylabel"], "quiz loss after the pilot", "teacher's angle (degrees)"]
     left, middle, right = draw.panels(*titles, size=(13, 4.8), widths=(1.1, 1, 1), xlabel=xlabels, ylabel=ylabels)
-    plane(left, scene.quiz_loss, (-7, 7), (-5.5, 7.5), [0.5, 0.55, 0.65, 0.8, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0])
+    plane(left, scene.quiz_loss, (-7, 7), (-5.2, 7.5), [0.5, 0.55, 0.65, 0.8, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0])
     for length, (colour, dashes) in LENGTHS.items():
         left.plot(*tips[length].T, dashes, color=colour, lw=2.5, label=f"λ = {length:g}")
-        left.plot(*torch.stack([scene.THETA_S, tips[length][40]]).T, color=colour, lw=2.5, zorder=1.9)
+        left.plot(*torch.stack([scene.THETA_S, tips[length][40]]).T, color=colour, lw=2.5)
+        draw.dot(left, tips[length][40], color=colour)
         middle.plot(losses[length], dashes, color=colour, lw=2.5)
         best = int(losses[length].argmin())
         draw.dot(middle, (best, losses[length][best]), color=colour)
