@@ -23,23 +23,25 @@ KNOBS = {
 }
 
 
-def means(ax, x, found, apart, **look):
-    """Means over the seeds, with their 95% intervals. found: {line: (N, seeds)}, NaN where nothing was run."""
+def means(ax, x, found, apart, dots=None, **look):
+    """Means over the seeds, with their 95% intervals. found: {line: (N, seeds)}, NaN where nothing was run; dots: how
+    far beside its bar every seed stands as a dot."""
     for k, (line, seeds) in enumerate(found.items()):
         run = ~np.isnan(seeds).any(axis=1)
         mean, half = np.array([train.interval(row, np.zeros_like(row)) for row in seeds[run]]).T
         place = np.array(x)[run] + apart * (k - (len(found) - 1) / 2)  # side by side
         ax.errorbar(place, mean, half, **OF_RECORD[line].of_bars() | OF_RECORD[line].of_line() | look, label=line)
-        ax.plot(place, 100 * seeds[run], ".", color=draw.INK, ms=3)
-    ax.legend()
+        if dots:
+            ax.plot(place + dots, 100 * seeds[run], ".", color=OF_RECORD[line].colour, mec=draw.INK, ms=10)
 
 
-def over_wrong_labels(shares, panels, ylabels, apart=0.4):
+def over_wrong_labels(shares, panels, ylabels, apart=0.4, dots=None):
     """Accuracies, or differences of two, over the share of wrong labels. panels: {title: {line: (shares, seeds)}}."""
     x = 100 * np.array(shares)
     axes = draw.panels(*panels, xlabel="wrong labels in training (%)", ylabel=ylabels, size=(13, 5.5), xticks=x)
     for ax, found in zip(axes, panels.values()):
-        means(ax, x, found, apart)
+        means(ax, x, found, apart, dots)
+        ax.legend()
         low, high = ax.get_ylim()
         if low < 0 < high:
             ax.axhline(0, color=draw.INK, lw=1)
@@ -122,6 +124,7 @@ def knobs(title, panels, usual, deviation=None):
         ax.set(xlabel=KNOBS.get(knob, knob), xlim=(-0.4, len(by_value) - 0.6))
         ax.set_xticks(range(len(by_value)), [value if named else f"{value:,g}" for value in by_value])
     ax.figure.suptitle(title)
+    draw.legend_below(ax)
 
 
 def half_widths(n, half, known):
