@@ -1,13 +1,11 @@
 """The figures of notebook 06. Scores come as shares of 1, as train.py has them, and are drawn in percent."""
 
 import draw
-import matplotlib.pyplot as plt
 import numpy as np
 from draw import LOOKS, Look
 
 import train
 
-WRONG = "wrong labels in training (%)"
 LESS_KD = "less KD's, seed by seed (points)"
 OF_RECORD = LOOKS | {  # lines of the record's study "noise": how they are drawn
     "kd from the teacher tuned on the quiz": Look(LOOKS["kd"].colour, "^", (0, (1, 1))),
@@ -25,68 +23,47 @@ KNOBS = {
 }
 
 
-def beside(x, lines, apart):
-    """x (N,) for each of some lines, moved a little, so that their bars stand side by side."""
-    return [np.array(x) + apart * (k - (len(lines) - 1) / 2) for k in range(len(lines))]
-
-
-def means(ax, x, found, apart=0.4, **look):
-    """Lines of means over the seeds, with 95% intervals. found: {line: (N, seeds)}, NaN where nothing was run."""
-    for place, (line, seeds) in zip(beside(x, found, apart), found.items()):
+def means(ax, x, found, apart, dots=None, **look):
+    """Means over the seeds, with their 95% intervals. found: {line: (N, seeds)}, NaN where nothing was run; dots: how
+    far beside its bar every seed stands as a dot."""
+    for k, (line, seeds) in enumerate(found.items()):
         run = ~np.isnan(seeds).any(axis=1)
         mean, half = np.array([train.interval(row, np.zeros_like(row)) for row in seeds[run]]).T
-        ax.errorbar(place[run], mean, half, **OF_RECORD[line].of_bars() | OF_RECORD[line].of_line() | look, label=line)
+        place = np.array(x)[run] + apart * (k - (len(found) - 1) / 2)  # side by side
+        ax.errorbar(place, mean, half, **OF_RECORD[line].of_bars() | OF_RECORD[line].of_line() | look, label=line)
+        if dots:
+            ax.plot(place + dots, 100 * seeds[run], ".", color=OF_RECORD[line].colour, mec=draw.INK, ms=10)
 
 
-def one_seed(ax, place, found, usual, deviation):
-    """Both students over the places (N,), {method: scores}, and at the usual one the deviation between the seeds."""
-    for x, (method, scores) in zip(place, found.items()):
-        scores = 100 * np.array(scores)
-        ax.plot(x, scores, **LOOKS[method].of_curve(), label=method)
-        ax.errorbar(x[usual], scores[usual], deviation[method], color=LOOKS[method].colour, capsize=5, lw=2)
-
-
-def students(shares, scores):
-    """The students over the share of wrong labels, and their differences from KD. scores: {method: (shares, seeds)}."""
-    x, less_kd = 100 * np.array(shares), {name: found - scores["kd"] for name, found in scores.items() if name != "kd"}
-    titles, ylabels = (
-        ("Wrong labels cost every student", "Three seeds leave wide intervals"),
-        ["dev accuracy (%)", LESS_KD],
-    )
-    left, right = draw.panels(*titles, xlabel=WRONG, ylabel=ylabels, size=(13, 5.2), xticks=x)
-    right.axhline(0, **LOOKS["kd"].of_line())
-    means(right, x, less_kd, 2, linestyle="")
-    for ax, lines, apart, aside in ((left, scores, 1, 0), (right, less_kd, 2, 1.2)):
-        for place, (method, found) in zip(beside(x, lines, apart), lines.items()):
-            ax.plot(place + aside, 100 * found, **LOOKS[method].of_points() | {"markersize": 5, "alpha": 0.7})
-            if ax is left:
-                ax.plot(place, 100 * found.mean(axis=1), **LOOKS[method].of_curve(), label=method)
-        ax.legend(loc="lower left")
+def over_wrong_labels(shares, panels, ylabels, apart=0.4, dots=None):
+    """Accuracies, or differences of two, over the share of wrong labels. panels: {title: {line: (shares, seeds)}}."""
+    x = 100 * np.array(shares)
+    axes = draw.panels(*panels, xlabel="wrong labels in training (%)", ylabel=ylabels, size=(13, 5.5), xticks=x)
+    for ax, found in zip(axes, panels.values()):
+        means(ax, x, found, apart, dots)
+        ax.legend()
+        low, high = ax.get_ylim()
+        if low < 0 < high:
+            ax.axhline(0, color=draw.INK, lw=1)
 
 
 def teachers_and_students(by_share):
     """Each seed's teacher before and after, and its two students. by_share: {share: {model: (seeds,)}}."""
     titles = [f"{share:.0%} wrong labels" for share in by_share]
     axes = draw.panels(*titles, xlabel="seed", ylabel="dev accuracy (%)", shared=True)
-    teacher = LOOKS["teacher"]
-    bar = {"marker": "_", "markersize": 20, "markeredgewidth": 4, "markeredgecolor": teacher.colour}
-    looks = {
-        "teacher before": (
-            0,
-            teacher.of_points() | bar,
-        ),
-        "teacher after metadistil": (0, teacher.of_points()),
-        "student kd": (-0.25, LOOKS["kd"].of_points()),
-        "student metadistil": (0.25, LOOKS["metadistil"].of_points()),
+    looks = {  # how far beside the teacher's line, and the mark
+        "teacher before": (0, LOOKS["teacher"]._replace(marker="s")),
+        "teacher after metadistil": (0, LOOKS["teacher"]),
+        "student kd": (-0.25, LOOKS["kd"]),
+        "student metadistil": (0.25, LOOKS["metadistil"]),
     }
     for ax, found in zip(axes, by_share.values()):
         seeds = np.arange(len(found["student kd"]))
         ends = (100 * found[f"teacher {when}"] for when in ("before", "after metadistil"))
-        ax.vlines(seeds, *ends, color=teacher.colour, lw=2.5)
+        ax.vlines(seeds, *ends, color=LOOKS["teacher"].colour, lw=2.5)
         for model, (aside, look) in looks.items():
-            ax.plot(seeds + aside, 100 * found[model], **{"markersize": 10} | look, label=model)
+            ax.plot(seeds + aside, 100 * found[model], **look.of_points() | {"markersize": 10}, label=model)
         ax.set(xticks=seeds, xlim=(-0.5, len(seeds) - 0.5))
-        ax.grid(axis="x", visible=False)
     ax.figure.suptitle("A student becomes about as good as the teacher that it has")
     draw.legend_below(ax)
 
@@ -127,97 +104,27 @@ def watched(panels, warmup):
             ax.plot(100 * np.array(values), **looks[name].of_curve() | {"markersize": 6}, label=name)
         shade(ax, 0, warmup)
         ax.set_xticks(range(0, len(values), 2))
-        ax.tick_params(labelleft=True)
+    draw.legend_below(axes[0])
+
+
+def knobs(title, panels, usual, deviation=None):
+    """The two students, a knob a panel. panels: {knob: {value: {method: scores of the seeds, or the score of one}}};
+    usual: {knob: its usual value}; deviation: {method: points}, of the seeds, as bands about the usual scores."""
+    axes = draw.panels(*[""] * len(panels), ylabel="student's accuracy (%)", size=(13, 4.6), shared=True)
+    for ax, (knob, by_value) in zip(axes, panels.items()):
+        methods = next(iter(by_value.values()))
+        found = {method: np.array([np.atleast_1d(of[method]) for of in by_value.values()]) for method in methods}
+        named = isinstance(usual[knob], str)  # such values have no order, so no line joins them
+        means(ax, range(len(by_value)), found, 0.12, **{"linestyle": ""} if named else {})
+        at = [*by_value].index(usual[knob])
+        ax.axvline(at, color=draw.INK, lw=0.8, ls=":", zorder=0)
+        for method, points in (deviation or {}).items():
+            middle = 100 * found[method][at].mean()
+            ax.axhspan(middle - points, middle + points, color=LOOKS[method].colour, alpha=0.15, lw=0)
+        ax.set(xlabel=KNOBS.get(knob, knob), xlim=(-0.4, len(by_value) - 0.6))
+        ax.set_xticks(range(len(by_value)), [value if named else f"{value:,g}" for value in by_value])
+    ax.figure.suptitle(title)
     draw.legend_below(ax)
-
-
-def rivals(shares, scores):
-    """Students on real text and, seed by seed, their differences from KD. scores: {line: (shares, seeds)}."""
-    x, less_kd = 100 * np.array(shares), {line: found - scores["kd"] for line, found in scores.items() if line != "kd"}
-    titles = "With 40% wrong labels the quiz alone teaches best", "The rivals gain on KD, MetaDistil falls behind"
-    ylabels = ["student's test accuracy (%)", LESS_KD]
-    left, right = draw.panels(*titles, xlabel=WRONG, ylabel=ylabels, size=(13, 5.6), xticks=x)
-    means(left, x, scores)
-    right.axhline(0, **LOOKS["kd"].of_line())
-    means(right, x, less_kd)
-    left.legend(loc="lower left")
-
-
-def reasons(shares, less_kd, less_before):
-    """What costs MetaDistil's student, and what repairs a teacher: differences {line: (shares, seeds)}."""
-    x, ylabels = 100 * np.array(shares), [LESS_KD, "teacher's gain, seed by seed (points)"]
-    titles = "Without the quiz's labels a student falls behind", "Only tuning on the quiz repairs the teacher"
-    left, right = draw.panels(*titles, xlabel=WRONG, ylabel=ylabels, size=(13, 5.4), xticks=x)
-    left.axhline(0, **LOOKS["kd"].of_line(), label="kd")
-    means(left, x, less_kd)
-    right.axhline(0, color=draw.INK, lw=1)
-    means(right, x, less_before)
-    left.legend(loc="lower left")
-    right.legend(loc="upper left")
-
-
-def name_knob(ax, knob, values, usual):
-    """The values of a knob on the axis below; a dotted line at the usual one."""
-    ax.axvline([*values].index(usual), color=draw.INK, lw=0.8, ls=":", zorder=0)
-    ax.set(xlabel=KNOBS[knob], xlim=(-0.4, len(values) - 0.6))
-    ax.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-    ax.tick_params(labelleft=True)
-
-
-def knobs(found, usual, deviation):
-    """One seed, one knob a panel. found: {knob: {value: {method: score}}}; usual: {knob: value}; deviation between
-    seeds: {method: points}."""
-    axes = draw.panels(*[""] * len(found), ylabel="student's dev accuracy (%)", size=(13, 4.6), shared=True)
-    for ax, (knob, by_value) in zip(axes, found.items()):
-        scores = {method: [of[method] for of in by_value.values()] for method in ("kd", "metadistil")}
-        one_seed(ax, beside(range(len(by_value)), scores, 0.12), scores, [*by_value].index(usual[knob]), deviation)
-        name_knob(ax, knob, by_value, usual[knob])
-    ax.legend(loc="best")
-    ax.figure.suptitle("One seed: does a line bend by more than its bar?")
-
-
-def knobs_of_record(found, usual):
-    """Means of five seeds. found: {knob: {value: {method: (seeds,)}}}; usual: {knob: value}."""
-    _, axes = plt.subplots(2, 2, figsize=(13, 9), sharey=True)
-    titles = (r"A small $\alpha$ costs MetaDistil more than KD", "$T$ hardly matters to either",
-              r"MetaDistil is ahead with each $\lambda$", "A quiz can be too small, and too large")  # fmt: skip
-    for ax, title, (knob, by_value) in zip(axes.flat, titles, found.items()):
-        scores = {method: np.array([of[method] for of in by_value.values()]) for method in ("kd", "metadistil")}
-        means(ax, range(len(by_value)), scores, 0.12)
-        name_knob(ax, knob, by_value, usual[knob])
-        ax.set_title(title)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("student's test accuracy (%)")
-    axes[0, 1].legend(loc="lower right")
-
-
-def sizes(parameters, found, teacher, deviation):
-    """One seed: students by size. parameters: of each; found: {method: score of each}; teacher: its score."""
-    title = "One seed: is any difference between sizes larger than the bars?"
-    [ax] = draw.panels(title, xlabel="student's parameters (logarithmic)", ylabel="dev accuracy (%)", size=(11, 5.2))
-    places = [factor * np.array(parameters) for factor in (0.98, 1.02)]
-    one_seed(ax, places, {method: found[method] for method in ("kd", "metadistil")}, 1, deviation)
-    ax.axhline(100 * teacher, **LOOKS["teacher"].of_line(), label="teacher before")
-    ax.set_xscale("log")
-    ax.set_xticks(parameters, [f"{n:,}\n(teacher: {max(parameters) / n:.1f} times as many)" for n in parameters])
-    ax.minorticks_off()
-    ax.legend(loc="best")
-
-
-def ideas(found, deviation):
-    """One seed, a row for each idea. found: {idea: {method: score}}, the usual setting first."""
-    title, limits = "One seed: does a mark lie beyond the usual setting's bar?", (len(found) - 0.5, -0.5)
-    [ax] = draw.panels(title, xlabel="student's dev accuracy (%)", size=(11, 4.6), ylim=limits)
-    rows, usual = range(len(found)), next(iter(found.values()))
-    scores = {method: 100 * np.array([of[method] for of in found.values()]) for method in ("kd", "metadistil")}
-    ax.hlines(rows, *scores.values(), color=draw.GREY, lw=1.2, zorder=1)
-    for (method, values), aside in zip(scores.items(), (0.17, -0.17)):
-        look = LOOKS[method]
-        ax.plot(values, rows, **look.of_points() | {"markersize": 11}, label=method)
-        ax.errorbar(100 * usual[method], aside, xerr=deviation[method], color=look.colour, capsize=4, lw=2)
-        ax.axvline(100 * usual[method], color=look.colour, lw=1.2, ls=look.line, zorder=0)
-    ax.set_yticks(rows, found)
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def half_widths(n, half, known):
