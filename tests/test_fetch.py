@@ -159,41 +159,24 @@ def named(*labels):
     return {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
 
 
-def learn_bpe(folder, special):
-    """Write the files of a byte-level tokeniser as RoBERTa was published."""
-    tokenizer, text = ByteLevelBPETokenizer(), "The plot is witty and dull, café"
-    tokenizer.train_from_iterator([text] * 5, 320, special_tokens=special.split(), show_progress=False)
-    tokenizer.save_model(str(folder))
-
-
-def publish(folder, family="bert", kind="ForSequenceClassification", **settings):
-    """Write a small published network with random weights, and a tokeniser. Returns the package's network."""
+def publish(folder, family="bert", kind="ForSequenceClassification", changes=(), **settings):
+    """Write a small published network with random weights, and a tokeniser; then change its files. Returns the
+    package's network."""
     transformers = pytest.importorskip("transformers")
     folder.mkdir(exist_ok=True)
     shape = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "max_position_embeddings": 60}
     shape |= {"vocab_size": 330, "intermediate_size": 50, "hidden_dim": 50} | named(*LABELS)
-    if family == "roberta":
+    if family == "roberta":  # with a byte-level tokeniser
         shape |= {"type_vocab_size": 1, "layer_norm_eps": 1e-5}
-        learn_bpe(folder, "<s> <pad> </s> <unk> <mask>")
+        tokenizer, special = ByteLevelBPETokenizer(), ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        texts = ["The plot is witty and dull, café"] * 5
+        tokenizer.train_from_iterator(texts, 320, special_tokens=special, show_progress=False)
+        tokenizer.save_model(str(folder))
     else:
         (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
     shape = transformers.AutoConfig.for_model(family, **shape | settings)
     network = shaken(getattr(transformers, f"AutoModel{kind}").from_config(shape)).eval()
     network.save_pretrained(folder)
-    return network
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    """Of each family the package's network and its directory. Leave them as they are."""
-    folders = {family: tmp_path_factory.mktemp(family) for family in fetch.NAMES}
-    return {family: (publish(folder, family), folder) for family, folder in folders.items()}
-
-
-def copied(published, folder, family="bert", changes=()):
-    """Copy a family's network into the folder and change its files. Returns the package's network."""
-    network, source = published[family]
-    shutil.copytree(source, folder, dirs_exist_ok=True)
     change(folder, dict(changes))
     return network
 
@@ -206,6 +189,7 @@ def change(folder, changes):
         if content is None:
             path.unlink()
         elif isinstance(content, bytes):
+            path.parent.mkdir(exist_ok=True)
             path.write_bytes(content)
         elif isinstance(content, dict):
             content = (json.loads(path.read_text()) if path.exists() else {}) | content
@@ -281,22 +265,13 @@ PUBLISHED = [
 
 
 @pytest.mark.parametrize("family, changes", PUBLISHED)
-def test_a_published_network_becomes_ours(tmp_path, published, capsys, family, changes):
-    reference = copied(published, tmp_path, family, changes)
+def test_a_published_network_becomes_ours(tmp_path, capsys, family, changes):
+    reference = publish(tmp_path, family, changes=changes)
     assert run(tmp_path, "--model-type", family) == 0
     model = check_saved(tmp_path, reference)
     assert model.labels == LABELS and model.columns == ("sentence",)
     assert {theta.dtype for theta in model.parameters()} == {torch.float32}
     assert "labels: ENTAILMENT, NEUTRAL, CONTRADICTION" in capsys.readouterr().out
-
-
-def test_robertas_positions_begin_after_its_padding(tmp_path, capsys):
-    reference = publish(tmp_path, "roberta", pad_token_id=0, bos_token_id=1)
-    assert "ids differ by" in refused(capsys, tmp_path, tmp_path)  # to the package <s> has padding's position
-    learn_bpe(tmp_path, "<pad> <s> </s> <unk> <mask>")
-    assert run(tmp_path) == 0
-    shape = check_saved(tmp_path, reference).network.config
-    assert shape.position_offset == 1 and shape.max_tokens == 59
 
 
 class Evil:
@@ -329,17 +304,18 @@ REFUSED = [
     (settings(added_tokens_decoder={"200": {"content": "[NEW]"}}), "expected the id 200 for '[NEW]', as stated"),
     (whole_json(lowercase=False), "to agree, not to differ at"),
     (settings(truncation_side="left"), "expected texts to be cut on the right"),
+    ({"metadistil.pt/in the way": b""}, "cannot be written: "),
 ]
 
 
 @pytest.mark.parametrize("changes, said", REFUSED)
-def test_what_is_not_ours_or_not_whole_is_refused_in_one_line(tmp_path, published, here, capsys, changes, said):
-    copied(published, tmp_path, "bert", changes)
+def test_what_is_not_ours_or_not_whole_is_refused_in_one_line(tmp_path, here, capsys, changes, said):
+    publish(tmp_path, changes=changes)
     assert said in refused(capsys, tmp_path, tmp_path) and not files(here)  # no code was run from a pickle
 
 
-def test_a_converter_broken_on_purpose_is_caught(tmp_path, published, monkeypatch, capsys):
-    reference = copied(published, tmp_path)
+def test_a_converter_broken_on_purpose_is_caught(tmp_path, monkeypatch, capsys):
+    reference = publish(tmp_path)
 
     def flipped(text):
         return Tokenizer.from_str(text.replace('"lowercase":true', '"lowercase":false'))
@@ -356,12 +332,6 @@ def test_a_converter_broken_on_purpose_is_caught(tmp_path, published, monkeypatc
     right = fetch.shape_of
     monkeypatch.setattr(fetch, "shape_of", lambda config: models.replace(right(config), layer_norm_eps=1e-5))
     assert "the logits" in refused(capsys, tmp_path, tmp_path)
-
-
-def test_a_network_that_cannot_be_written_is_named(tmp_path, published, capsys):
-    copied(published, tmp_path)
-    (tmp_path / "metadistil.pt").mkdir()
-    assert "cannot be written: " in refused(capsys, tmp_path, tmp_path)
 
 
 # ---- Heads and their labels
@@ -393,7 +363,7 @@ def test_one_output_is_a_regression_and_predicts_its_score(tmp_path, capsys):
     assert "expected a trained head with classes" in refused(capsys, tmp_path, tmp_path, "--labels", "a")
 
 
-def test_a_head_under_the_tasks_labels(tmp_path, published, monkeypatch):
+def test_a_head_under_the_tasks_labels(tmp_path, monkeypatch):
     """Its own labels in another order: its outputs move along. Others: its outputs are named, and stay."""
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))  # a terminal without ê
     for labels, wanted, outputs in [
@@ -403,14 +373,14 @@ def test_a_head_under_the_tasks_labels(tmp_path, published, monkeypatch):
         (LABELS, "entailment,perhaps,no", [0, 1, 2]),
         (["us", "US", "7"], None, [0, 1, 2]),  # as they are written, and nothing of an earlier conversion stays
     ]:
-        reference = copied(published, tmp_path, "bert", config(**named(*labels)))
+        reference = publish(tmp_path, changes=config(**named(*labels)))
         assert run(tmp_path, *([] if wanted is None else ["--labels", wanted])) == 0
         expected = labels if wanted is None else [name.strip() for name in wanted.split(",")]
         assert check_saved(tmp_path, reference, outputs).labels == expected
 
 
-def test_labels_that_do_not_fit_the_head_are_refused(tmp_path, published, capsys):
-    copied(published, tmp_path)
+def test_labels_that_do_not_fit_the_head_are_refused(tmp_path, capsys):
+    publish(tmp_path)
     assert run(tmp_path) == 0
     for of in ("the published network", "the saved one"):
         for wanted, said in [
@@ -442,7 +412,7 @@ def test_the_command_that_train_names_keeps_the_head(tmp_path, labels, outputs):
 
 
 @pytest.mark.parametrize("weights_file", ["model.safetensors", "pytorch_model.bin"])
-def test_a_name_on_the_hub(tmp_path, here, published, monkeypatch, capsys, weights_file):
+def test_a_name_on_the_hub(tmp_path, here, monkeypatch, capsys, weights_file):
     hub, cache = tmp_path / "hub", tmp_path / "cache"
     cache.mkdir()
 
@@ -457,7 +427,7 @@ def test_a_name_on_the_hub(tmp_path, here, published, monkeypatch, capsys, weigh
     client = mock.create_autospec(fetch.huggingface_hub.snapshot_download, side_effect=download)
     monkeypatch.setattr(fetch.huggingface_hub, "snapshot_download", client)
     changes = without("nothing") if weights_file == "pytorch_model.bin" else {}
-    reference = copied(published, hub, "bert", changes)
+    reference = publish(hub, changes=changes)
     for name in {"README.md", "tf_model.h5", "optimizer.pt", "pytorch_model.bin"} - {weights_file}:
         (hub / name).write_bytes(b"not asked for")
     assert "the Hugging Face hub: 404 Client Error." in refused(capsys, here, "org/other")

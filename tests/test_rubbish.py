@@ -39,6 +39,7 @@ def test_bad_flags(capsys, tmp_path, monkeypatch):
         ("--student-layers=-1", "--student-layers -1: expected numbers of layers"),
         ("--out /dev/null/run", "/dev/null/run"),
         ("--resume /nowhere", "/nowhere: expected a run"),
+        ("--resume /nowhere --alpha 0.1", "--resume /nowhere: expected no other flag"),
         ("--predict x", "--predict: expected --out"),
         ("--predict x --out /nowhere", "/nowhere: expected a run with a trained network"),
     ]:
