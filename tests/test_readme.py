@@ -78,11 +78,7 @@ def test_its_differences_are_those_of_the_record():
     assert with_interval and [found for found in with_interval if found not in results] == []
 
 
-def test_its_methods_and_tasks_are_those_there_are():
-    rows = re.findall(r"^\| `([\w-]+)` \| .* \| (yes|no) \|$", README, re.MULTILINE)
-    assert rows
-    for name, sees_quiz in rows:
-        assert train.METHODS[name].quiz_labels == (sees_quiz == "yes"), name
+def test_its_tasks_are_those_there_are():
     [tasks] = re.findall(r"^Tasks: .*?\)\.", README, re.DOTALL | re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", tasks)) == {name for name in data.TASKS if name != "mine"}
 
