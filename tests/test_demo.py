@@ -23,18 +23,20 @@ import data
 import train
 
 GOOD = '["the plot is fun"]'
-ODD = """the plot is 漢 <img src=x onerror="document.title = 'it ran'"><script>document.title = 'it ran'</script>"""
 PAIR = ["one 0 3 yes", "two 0 4 so"]
+ODD = """the plot is 漢 <img src=x onerror="document.title = 'it ran'"><script>document.title = 'it ran'</script>"""
+CATS = [f"big cat {n}" for n in range(100)]
 
 
 @pytest.fixture(scope="module")
 def pages(finished, tmp_path_factory):
     """The page of a run on texts, of one on pairs with scores from 0 to 5, and of one on pictures."""
     folder = write_cifar(write_task(tmp_path_factory.mktemp("files"), "stsb", rows=90))
-    (folder / "cifar-100-binary" / "fine_label_names.txt").write_text("\n".join(f"big_cat_{n}" for n in range(100)))
-    pairs = small(folder / "pairs", task="stsb", data=str(folder), teacher="tiny", epochs=1, teacher_lr=0.1)
-    runs = finished, train.run(pairs), train.run(small_pictures(folder, folder / "cats", methods="metadistil"))
-    found = [demo.Demo(str(run.out), 0) for run in runs]
+    names = "\n".join(CATS).replace(" ", "_")
+    (folder / "cifar-100-binary" / "fine_label_names.txt").write_text(names)
+    pairs = small(folder / "pairs", task="stsb", data=str(folder), methods="finetune")
+    pictures = small_pictures(folder, folder / "cats", methods="finetune")
+    found = [demo.Demo(str(run.out), 0) for run in (finished, train.run(pairs), train.run(pictures))]
     for page in found:
         threading.Thread(target=page.serve_forever, args=(0.01,), daemon=True).start()
     yield found
@@ -73,9 +75,9 @@ def wait_for(condition):
 
 
 def test_an_answer_is_what_each_model_reads_and_predicts(pages):
-    text, names = "The plot is fun, 漢 is not", [f"big cat {n}" for n in range(100)]
+    text = "The plot is fun, 漢 is not"
     picture = data.read_pictures(Path(pages[2].about["data"], "cifar-100-binary", "test.bin"))[3]
-    assert pages[2].pictures[3][1] == names[picture.labels]
+    assert pages[2].pictures[3][1] == CATS[picture.labels]
     for page, question, example, read in (
         (pages[0], [text], text, "[CLS] the plot is fun , 漢? is not [SEP]"),
         (pages[1], PAIR, tuple(PAIR), "[CLS] one 0 3 yes [SEP] two 0 4 so [SEP]"),
@@ -84,7 +86,7 @@ def test_an_answer_is_what_each_model_reads_and_predicts(pages):
         rows, trained = ask(page, question), train.load_all(page.about["name"])
         assert [row["title"] for row in rows] == [*trained]
         for row, model in zip(rows, trained.values()):
-            model.labels = names if page.pictures else model.labels
+            model.labels = CATS if page.pictures else model.labels
             [(label, probabilities)] = model.predict([example])
             assert row["label"] == (label if probabilities else pytest.approx(label, abs=1e-5))
             assert dict(row["classes"]) == pytest.approx(probabilities, abs=1e-6)
@@ -116,7 +118,7 @@ def test_it_answers_to_its_own_names_at_its_own_paths(pages):
 
 
 def test_what_is_no_question_is_refused(pages):
-    no_texts = [b"", b"\xff", b"[" * 60_000, b"null", b"0", b'"fun"', b"[]", b'["a", "b"]', b"[3]", b'[" "]']
+    no_texts = [b"", b"\xff", b"[" * 60_000, b"0", b'"fun"', b"[]", b'["a", "b"]', b"[3]", b'[" "]']
     for page, bodies in ((pages[0], no_texts), (pages[2], [b"-1", b"12", b"0.0", b"true", b'["fun"]'])):
         for body in bodies:
             status, _, content = request(page, "POST", "/predict", body)
@@ -167,23 +169,22 @@ def test_user_errors_print_one_line(pages, tmp_path, capfd):
         assert end.value.code == 2 and said.startswith("demo.py: ") and said.count("\n") == 1 and expected in said
 
 
-@pytest.mark.parametrize("name, settings, opened", [
-    ("mine", {"BROWSER": "mine"}, True), ("xdg-open", {"DISPLAY": ":7"}, True),
-    ("w3m", {"TERM": "xterm"}, False), ("lynx", {"TERM": "xterm", "BROWSER": "lynx -x %s"}, False),
-])  # fmt: skip
-def test_a_browser_is_opened_without_the_terminal_and_no_text_browser(name, settings, opened, tmp_path):
+@pytest.mark.parametrize("name, settings", [("xdg-open", {"DISPLAY": ":7"}), ("lynx", {"BROWSER": "lynx -x %s"})])
+def test_a_browser_is_opened_without_the_terminal_and_no_text_browser(name, settings, tmp_path):
     browser, log = tmp_path / name, tmp_path / "log"
     browser.write_text(f"#!/bin/sh\nif true < /dev/tty; then echo with the terminal >> {log}; fi; echo $1 >> {log}")
     browser.chmod(0o755)
     process, _ = pty.fork()
     if process == 0:  # here, in a terminal of its own
         os.environ.clear()
-        os.environ.update(settings, PATH=str(tmp_path))
+        os.environ.update(settings, TERM="xterm", PATH=str(tmp_path))
         demo.open_browser("address")
         os._exit(0)
     assert os.waitpid(process, 0)[1] == 0
-    wait_for(lambda: not opened or log.exists() and "address" in log.read_text())
-    assert log.exists() == opened and (not opened or log.read_text() == "address\n")
+    if name == "lynx":
+        assert not log.exists()
+    else:
+        wait_for(lambda: log.exists() and log.read_text() == "address\n")
 
 
 def test_the_page_is_served_when_the_browser_opens_and_ctrl_c_ends_it_quietly(finished, monkeypatch, capfd):
@@ -202,101 +203,106 @@ def test_the_page_is_served_when_the_browser_opens_and_ctrl_c_ends_it_quietly(fi
     assert found == [demo.PAGE, 130] and capfd.readouterr() == ("", "")
 
 
-def visit(browser, page, width=1100):
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+# ---------------------------------------------------------------- in a browser
+
+
+def visit(browser, page):
+    """Open the page on a narrow screen. Returns what can be filled in or pressed, by its name for a screen reader."""
+    size = {"width": 320, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.get(f"http://127.0.0.1:{page.server_port}/")
-    wait_for(lambda: texts(browser, "#about") != [""])
+    wait_for(lambda: shown(browser, "#about") != [""])
+    return {found.accessible_name: found for found in browser.find_elements("css selector", "input, #gallery button")}
 
 
-def texts(browser, selector):
-    """The visible text of each such element."""
-    return [element.text for element in browser.find_elements("css selector", selector)]
+def shown(browser, selector):
+    """The visible text of each such element, its white space evened."""
+    return [" ".join(element.text.split()) for element in browser.find_elements("css selector", selector)]
 
 
-def put(browser, page, question):
-    """Ask by the keyboard, and wait for the answer."""
-    controls = browser.find_elements("css selector", "input, #gallery button")
-    names = [[name for _, name in page.pictures], ["Text"], ["First text", "Second text"]][page.fields]
-    assert [control.accessible_name for control in controls] == names
-    if page.pictures:
-        controls[question].send_keys(" ")
-        caption = f"Picture {question + 1}; its true class: {names[question]}"
-    else:
-        for control, text in zip(controls, question):
-            control.clear()
-            control.send_keys(text)
-        control.send_keys("\n")
-        caption = " and ".join(f"“{text}”" for text in question)
-    wait_for(lambda: texts(browser, "caption") == [caption])
+def enter(browser, field, text, caption):
+    """Type a text, and wait for the answer. It fits the screen, nothing was fetched, or stopped by the policy."""
+    field.send_keys(text)
+    wait_for(lambda: shown(browser, "caption") == [caption])
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 320
+    assert not browser.get_log("browser")
 
 
-def words(row, rows, truth):
-    """What the page should say about a model, but for its time."""
-    before = rows[0] if "after" in row["title"] else row
-    label, earlier = (said["label"] if said["classes"] else f"{said['label']:.2f}" for said in (row, before))
-    parts = [row["title"], label]
-    parts += ["right" if label == truth else "wrong"] if truth else []
-    parts += [f"before: {earlier}"] if label != earlier else []
-    ranked = sorted(row["classes"], key=lambda one: -one[1])
-    shown = [one for one in ranked if one in ranked[:5] or one[0] == truth]
-    for name, probability in shown if len(ranked) > 5 else row["classes"]:
-        parts += [name, f"{100 * probability:.1f}%"]
-        if before is not row:
-            change = 100 * (probability - dict(before["classes"])[name])
-            sign = "▲ +" if change >= 0.05 else "▼ −" if change <= -0.05 else "±"
-            parts.append(f"{sign}{abs(change):.1f}")
-    return " ".join([*parts, f"{row['parameters']:,}", f"{rows[0]['parameters'] / row['parameters']:.1f}"]).split()
+def says(monkeypatch, page, *rows):
+    """Let the page's models say this: (title, label, parameters, probabilities). Returns the list of questions."""
+    asked, always = [], {"milliseconds": 2, "tokens": [["[CLS]", False], [ODD, True]], "is_cut": False}
+    names = ("title", "label", "parameters", "classes")
+    answer = [always | dict(zip(names, row)) for row in rows]
+    monkeypatch.setattr(page, "answer", lambda question: asked.append(question) or answer)
+    return asked
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [320, 1100])
-def test_in_a_browser_what_the_models_say_is_shown_as_text(width, pages, browser, monkeypatch):
-    moved = [("negative", {"negative": 0.9, "positive": 0.1})]
-    monkeypatch.setattr(pages[0].models[1], "predict", lambda examples: moved)  # its lessons were too few to be seen
-    for page, question in zip(pages, ([ODD], PAIR, 2)):
-        monkeypatch.setattr(page.models[-1], "title", ODD)  # what a file holds is not HTML, either
-        monkeypatch.setitem(page.about, "name", ODD)
-        visit(browser, page, width)
-        put(browser, page, question)
-        rows = ask(page, question)
-        expected = [words(row, rows, page.pictures and page.pictures[2][1]) for row in rows]
-        assert [text.split()[:-1] for text in texts(browser, "tbody tr")] == expected
-        summary, header = texts(browser, "#status, #probability")
-        assert summary.startswith("scores from ") == (header == "") == (page is pages[1])
-        if page.pictures:
-            canvas = browser.find_elements("css selector", "canvas")[2]
-            script = "return [...arguments[0].getContext('2d').getImageData(9, 5, 1, 1).data]"
-            assert browser.execute_script(script, canvas) == [*page.pictures[2][0][:, 5, 9], 255]
-            assert len(browser.find_elements("css selector", "[aria-pressed=true]")) == 1
-        else:
-            for part, measure, those in ((".fill", "clientWidth", rows), (".mark", "offsetLeft", rows[:1])):
-                script = f"return arguments[0].map(e => e.{measure} / e.parentElement.clientWidth)"
-                found = browser.execute_script(script, browser.find_elements("css selector", part))
-                assert found == pytest.approx([p for row in those for _, p in row["classes"]], abs=0.03)
-            tokens = [token + " unknown" * is_unknown for token, is_unknown in rows[0]["tokens"]]
-            assert texts(browser, "#tokens li") == tokens
-            assert texts(browser, "#tokens p") == [f"{', '.join(row['title'] for row in rows)}: {len(tokens)} tokens"]
-        assert browser.title.startswith(ODD) and ODD in texts(browser, "#about")[0]
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-        assert not browser.get_log("browser")  # nothing was fetched, nothing was stopped by the policy
+def test_in_a_browser_what_the_models_say_of_a_text_is_shown_as_text(pages, browser, monkeypatch):
+    """What the question, the run's name, and a model's title hold is not HTML."""
+    before, after = [["bad", 0.25], ["good", 0.75]], [["bad", 0.9], ["good", 0.1]]
+    teachers = ("teacher before", "good", 4000, before), ("teacher after x", "bad", 4000, after)
+    asked = says(monkeypatch, pages[0], *teachers, (ODD, "bad", 1600, [["bad", 1], ["good", 0]]))
+    monkeypatch.setitem(pages[0].about, "name", ODD)
+    [(name, field)] = visit(browser, pages[0]).items()
+    enter(browser, field, f"{ODD}\n", f"“{ODD}”")
+    assert name == "Text" and asked == [[ODD]]
+    assert shown(browser, "tbody tr") == [
+        "teacher before good bad 25.0% good 75.0% 4,000 1.0 2.0",
+        "teacher after x bad before: good bad 90.0% ▲ +65.0 good 10.0% ▼ −65.0 4,000 1.0 2.0",
+        f"{ODD} bad bad 100.0% good 0.0% 1,600 2.5 2.0",
+    ]
+    assert shown(browser, "#status") == ["bad: 2 of 3 models, good: 1 of 3 models"]
+    assert shown(browser, "#tokens p") == [f"teacher before, teacher after x, {ODD}: 2 tokens"]
+    assert shown(browser, "#tokens li") == ["[CLS]", f"{ODD} unknown"]
+    bars = {".fill": ("clientWidth", [0.25, 0.75, 0.9, 0.1, 1, 0]), ".mark": ("offsetLeft", [0.25, 0.75])}
+    for part, (measure, expected) in bars.items():
+        script = f"return arguments[0].map(e => e.{measure} / e.parentElement.clientWidth)"
+        found = browser.execute_script(script, browser.find_elements("css selector", part))
+        assert found == pytest.approx(expected, abs=0.03)
+    assert browser.title.startswith(ODD) and ODD in shown(browser, "#about")[0]
+
+
+@pytest.mark.slow
+def test_in_a_browser_pairs_have_scores_and_pictures_a_gallery(pages, browser, monkeypatch):
+    asked = says(monkeypatch, pages[1], ("teacher before", 2.5, 20, []), ("teacher after x", 1.25, 20, []))
+    fields = visit(browser, pages[1])
+    fields["First text"].send_keys(PAIR[0])
+    enter(browser, fields["Second text"], f"{PAIR[1]}\n", "“one 0 3 yes” and “two 0 4 so”")
+    assert asked == [PAIR] and shown(browser, "#status, #probability") == ["scores from 1.25 to 2.50", ""]
+    assert shown(browser, "tbody tr") == [
+        "teacher before 2.50 20 1.0 2.0",
+        "teacher after x 1.25 before: 2.50 20 1.0 2.0",
+    ]
+    many = {"big cat 9": 0.6, "big cat 2": 0.001, "a": 0.09, "b": 0.08, "c": 0.07, "d": 0.06, "e": 0.05}
+    asked = says(monkeypatch, pages[2], ("s", "big cat 9", 20, [*many.items()]), ("t", "big cat 2", 20, []))
+    buttons = visit(browser, pages[2])
+    enter(browser, buttons["big cat 2"], " ", "Picture 3; its true class: big cat 2")
+    assert asked == [2] and [*buttons] == [name for _, name in pages[2].pictures]
+    assert shown(browser, "tbody tr") == [  # the five likeliest classes and the true one
+        "s big cat 9 wrong big cat 9 60.0% a 9.0% b 8.0% c 7.0% d 6.0% big cat 2 0.1% 20 1.0 2.0",
+        "t big cat 2 right 20 1.0 2.0",
+    ]
+    script = "return [...arguments[0].querySelector('canvas').getContext('2d').getImageData(9, 5, 1, 1).data]"
+    assert browser.execute_script(script, buttons["big cat 2"]) == [*pages[2].pictures[2][0][:, 5, 9], 255]
+    assert len(browser.find_elements("css selector", "[aria-pressed=true]")) == 1
 
 
 @pytest.mark.slow
 def test_in_a_browser_an_error_is_said_and_a_late_answer_gives_way(pages, browser, monkeypatch):
-    visit(browser, pages[0])
+    field = visit(browser, pages[0])["Text"]
     browser.execute_script("""const now = fetch, later = (...asked) =>
         new Promise(done => setTimeout(done, 300)).then(() => now(...asked));
         window.fetch = (...asked) => (asked[1].body.includes("slow") ? later : now)(...asked)""")
-    field = browser.switch_to.active_element  # one can type at once
-    field.send_keys("slow\n")
-    put(browser, pages[0], ["fast"])
+    browser.switch_to.active_element.send_keys("slow\n")  # one can type at once
+    field.clear()
+    enter(browser, field, "fast\n", "“fast”")
     time.sleep(0.6)
-    assert texts(browser, "caption") == ["“fast”"] and "of 5 models" in texts(browser, "#status")[0]
+    assert shown(browser, "caption") == ["“fast”"] and "of 5 models" in shown(browser, "#status")[0]
     browser.execute_script("arguments[0].value = 'a '.repeat(40000); arguments[0].form.requestSubmit()", field)
-    wait_for(lambda: "expected at most 65,536 bytes" in texts(browser, "#status")[0])
-    assert texts(browser, "#results") == [""]
-    put(browser, pages[0], ["fast again"])
+    wait_for(lambda: "expected at most 65,536 bytes" in shown(browser, "#status")[0])
+    assert shown(browser, "#results") == [""]
     monkeypatch.setattr(pages[0], "answer", lambda question: 1 / 0)
-    field.send_keys("\n")
-    wait_for(lambda: texts(browser, "#status") == ["No answer. Does demo.py still run?"])
+    field.clear()
+    field.send_keys("again\n")
+    wait_for(lambda: shown(browser, "#status") == ["No answer. Does demo.py still run?"])

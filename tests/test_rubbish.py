@@ -32,15 +32,13 @@ def test_bad_flags(capsys, tmp_path, monkeypatch):
         ("--quiz-size 5000", "--quiz-size 5000: expected 1 to 89"),
         ("--methods kd,magic", "--methods magic: expected some of finetune, kd"),
         ("--methods kd --pilot-lr 0.1", "--pilot-lr: no method"),
-        (
-            "--teacher huge",
-            "huge: expected a saved network (.pt), a directory with metadistil.pt, or one of micro, tiny",
-        ),
+        ("--teacher huge", "huge: expected a saved network (.pt), a directory with metadistil.pt, or one of micro"),
         ("--student tiny,mini", "tiny,mini: expected a saved network"),
         ("--student resnet8", "resnet8: expected a network that reads sentences"),
         ("--student-layers=-1", "--student-layers -1: expected numbers of layers"),
         ("--out /dev/null/run", "/dev/null/run"),
         ("--resume /nowhere", "/nowhere: expected a run"),
+        ("--resume /nowhere --alpha 0.1", "--resume /nowhere: expected no other flag"),
         ("--predict x", "--predict: expected --out"),
         ("--predict x --out /nowhere", "/nowhere: expected a run with a trained network"),
     ]:
@@ -74,13 +72,12 @@ def test_python_and_flags_give_one_configuration(kind, tmp_path, monkeypatch):
     from_file = train.Config(**json.loads(json.dumps(dataclasses.asdict(from_numpy))))
     assert resolved == from_flags == from_numpy == from_file == train.resolved(resolved)
     assert train.resolved(train.Config(**given | {"alpha": 0.0})).alpha == 0  # a zero is not "not given"
-    expected = {name: value for name, value in train.DEFAULTS[kind].items() if value is not None}
-    expected |= given | {"learn_quiz": True, "label_noise": 0.4 if kind == "builtin" else 0.0}
+    expected = train.DEFAULTS[kind] | given | {"learn_quiz": True, "label_noise": 0.4 if kind == "builtin" else 0.0}
     expected["quiz_size"] = {"builtin": 300, "pictures": 19}.get(kind, 9)
     expected["data"] = "builtin" if kind == "builtin" else os.path.abspath(given["data"])
     if kind == "pretrained":
         expected["teacher"] = os.path.abspath("network")
-    assert {name: value for name, value in vars(resolved).items() if value is not None} == expected
+    assert vars(resolved) == expected
 
 
 def test_harmless_lines_of_one_class_train(tmp_path):
@@ -91,27 +88,24 @@ def test_harmless_lines_of_one_class_train(tmp_path):
     assert all(np.isfinite(of["scores"]["dev accuracy"]) for [of] in finished.results.values())
 
 
-def test_damaged_networks_neither_teach_nor_answer(capsys, tmp_path):
-    """tests/test_models.py has more kinds of damage."""
+def test_damaged_files_neither_teach_nor_answer_nor_go_on(capsys, tmp_path):
+    """Networks and a stage's checkpoint. tests/test_models.py has more kinds of damage."""
+    run = tmp_path / "run"
+    with stopped_after(4), pytest.raises(KeyboardInterrupt):
+        train.run(small(run, methods="kd"))
+    half_way = run / "seed0" / "teacher.checkpoint"
+    half_way.write_bytes(half_way.read_bytes()[:-100])
+    assert f"{half_way}: expected" in refused(capsys, ["--resume", run])
     source = Path(checkpoint(tmp_path / "network", TEXTS[:50], labels=["negative", "positive"]), "metadistil.pt")
     whole, saved = source.read_bytes(), torch.load(source, weights_only=True)
     torch.save(saved | {"tokenizer": data.train_tokenizer(TEXTS).to_str()}, source)  # of more words than it has rows
-    (tmp_path / "run" / "seed0").mkdir(parents=True)
     for content in (source.read_bytes(), whole[: len(whole) // 2]):
         source.write_bytes(content)
         for path in (source, source.parent):
             said = refused(capsys, flags(**SMALL | {"teacher": path, "out": tmp_path / "new"}))
             assert f"{path}: expected a saved network" in said and not (tmp_path / "new").exists()
-        (tmp_path / "run" / "seed0" / "student-kd.pt").write_bytes(content)
-        assert "student-kd.pt: expected" in refused(capsys, ["--predict", "A film.", "--out", tmp_path / "run"])
-
-
-def test_a_damaged_checkpoint_of_a_stage_is_refused(capsys, tmp_path):
-    with stopped_after(4), pytest.raises(KeyboardInterrupt):
-        train.run(small(tmp_path / "run", methods="kd"))
-    path = tmp_path / "run" / "seed0" / "teacher.checkpoint"
-    path.write_bytes(path.read_bytes()[:-100])
-    assert f"{path}: expected" in refused(capsys, ["--resume", tmp_path / "run"])
+        (run / "seed0" / "student-kd.pt").write_bytes(content)
+        assert "student-kd.pt: expected" in refused(capsys, ["--predict", "A film.", "--out", run])
 
 
 class OddConfig(models.EncoderConfig):
@@ -129,24 +123,25 @@ class Odd(models.Encoder):
         return Square.apply(super().forward(*given, **named))
 
 
-@pytest.mark.parametrize("settings, expected", [
-    ({"methods": "metadistil", "student": "odd"}, "metadistil: expected .*differentiated twice"),
-    ({"methods": "kd", "teacher": "odd"}, "teacher: expected .* a network that can be rebuilt"),
-    ({"methods": "kd", "teacher": "{finished}/seed{seed}/teacher-before.pt", "seeds": 3}, "seed2/teacher-before.pt: "),
-    ({"methods": "kd,teacher-like"}, "--methods teacher-like: expected"),
-    ({"task": "cifar100"}, "micro: expected .*pictures"),
-    ({"task": "cifar100", "noise": 0.1}, "--noise: expected"),
-    ({"task": "cifar100", "teacher": "resnet8", "student": "resnet8", "student_layers": "0"}, "layers 0: expected"),
-])  # fmt: skip
-def test_what_cannot_work_is_refused_before_anything_is_written(settings, expected, finished, tmp_path, monkeypatch):
+def test_what_cannot_work_is_refused_before_anything_is_written(finished, tmp_path, monkeypatch):
     monkeypatch.setitem(train.METHODS, "teacher-like", train.METHODS["kd"])
     monkeypatch.setitem(models.KINDS, "odd", models.Kind(Odd, OddConfig, "sentences"))
     monkeypatch.setitem(models.PRESETS, "odd", OddConfig(layers=1, hidden=16, heads=1, intermediate=16))
-    given = settings | ({"data": str(write_cifar(tmp_path))} if "task" in settings else {})
-    given["teacher"] = given.get("teacher", "micro").replace("{finished}", str(finished.out))
-    with pytest.raises((train.InputError, models.CheckpointError), match=expected):
-        train.run(small(tmp_path / "run", **given))
-    assert not (tmp_path / "run").exists()
+    pictures = {"task": "cifar100", "data": str(write_cifar(tmp_path))}
+    residual = pictures | {"teacher": "resnet8", "student": "resnet8"}
+    two_seeds = {"teacher": f"{finished.out}/seed{{seed}}/teacher-before.pt"}
+    for settings, expected in [
+        ({"methods": "metadistil", "student": "odd"}, "metadistil: expected .*differentiated twice"),
+        ({"methods": "kd", "teacher": "odd"}, "teacher: expected .* a network that can be rebuilt"),
+        (two_seeds | {"methods": "kd", "seeds": 3}, "seed2/teacher-before.pt: "),
+        ({"methods": "kd,teacher-like"}, "--methods teacher-like: expected"),
+        (pictures, "micro: expected .*pictures"),
+        (pictures | {"noise": 0.1}, "--noise: expected"),
+        (residual | {"student_layers": "0"}, "layers 0: expected"),
+    ]:
+        with pytest.raises((train.InputError, models.CheckpointError), match=expected):
+            train.run(small(tmp_path / "run", **settings))
+        assert not (tmp_path / "run").exists()
 
 
 def test_numbers_that_are_not_finite_stop_the_run_in_one_line(tmp_path, capsys, finished):
@@ -163,11 +158,10 @@ def test_numbers_that_are_not_finite_stop_the_run_in_one_line(tmp_path, capsys, 
         seed.scores(student, "dev")
 
 
-@pytest.mark.parametrize("script", ["curves.py", "film.py", "results/report.py"])
-def test_without_matplotlib_a_script_that_draws_says_so_in_one_line(script, monkeypatch, capsys):
+def test_without_matplotlib_a_script_that_draws_says_so_in_one_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / "notebooks" / script), run_name="__main__")
-    name, said = Path(script).name, capsys.readouterr().err
-    assert stop.value.code == 2
-    assert said == f"{name}: expected matplotlib; pip install -r notebooks/requirements.txt\n"
+    for script in ("curves.py", "film.py", "results/report.py"):
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "notebooks" / script), run_name="__main__")
+        said = f"{Path(script).name}: expected matplotlib; pip install -r notebooks/requirements.txt\n"
+        assert stop.value.code == 2 and capsys.readouterr().err == said
