@@ -64,8 +64,8 @@ SCHEDULES = {"linear": linear, "falls": falls}  # (step, total) -> share of the 
 
 
 def option(help, valid=None, default=None, *others, teachers=("none", "fixed", "learning")):
-    """A field of Config. valid: a range, or a list of words. default: that of runs on files; others: those of the three
-    other kinds of run, if they differ. Methods whose Method.teacher is one of `teachers` use it."""
+    """A field of Config. valid: a range, or a list of words. default: that of runs on files; others: those of builtin,
+    pretrained and pictures, if they differ. Methods whose Method.teacher is one of `teachers` use it."""
     defaults = [default, *(others or 3 * [default])]
     metadata = {"help": help, "valid": valid, "defaults": defaults, "teachers": teachers}
     return dataclasses.field(default=None, metadata=metadata)
@@ -84,7 +84,7 @@ class Config:
     quiz_size: int = option("training examples set aside for the quiz [one in ten; builtin: 300]", COUNT)
     train_size: int = option("train on a random subset of that many examples [all]", COUNT)
     label_noise: float = option("share of labels made wrong, in train only [0; builtin: 0.4]", SHARE)
-    noise: float = option("share of train's words that students read as noise_word", SHARE, 0.0)
+    noise: float = option("share of train's words that students read as 'noise_word'", SHARE, 0.0)
     teacher: str = option("preset, saved network or directory; several: A,B", None, "mini", "tiny", "mini", "resnet20")
     student: str = option("preset, saved network or directory", None, "tiny", "micro", "tiny", "resnet8")
     student_layers: str = option("layers kept of the saved student, counting from 0: 1,3,5 [all]")
@@ -94,9 +94,9 @@ class Config:
     warmup_epochs: int = option("epochs of each student on labels alone", NOT_NEGATIVE, 1, 5, 1, 1)
     epochs: int = option("epochs of each student after that", COUNT, 2, 50, 1, 4)
     batch_size: int = option("training examples per step", COUNT, 64, 128, 64, 128)
-    finetune_lr: float = option("rate of the teacher's own training", POSITIVE, 5e-4, 5e-4, 7e-5, 0.1)
+    finetune_lr: float = option("rate of the teacher's training before it teaches", POSITIVE, 5e-4, 5e-4, 7e-5, 0.1)
     student_lr: float = option("η, rate of the students", POSITIVE, 5e-4, 2e-3, 7e-5, 0.1)
-    optimizer: str = option("optimiser of all but the meta update", OPTIMIZERS, "adamw", "adamw", "adamw", "momentum")
+    optimizer: str = option("optimiser of all but pilot and meta update", OPTIMIZERS, "adamw", "adamw", "adamw", "momentum")
     schedule: str = option("schedule of all rates but λ", SCHEDULES, "linear", "linear", "linear", "falls")
     alpha: float = kd_option("α, weight of the soft term", SHARE, 0.5, 0.9, 0.5, 0.9)
     temperature: float = kd_option("T, by which the logits are divided", POSITIVE, 2.0, 2.0, 2.0, 4.0)
@@ -178,8 +178,8 @@ def method_named(name):
     """The Method of that name. Raises InputError if it is not in METHODS, or cannot name a file."""
     more = "" if PROGRAM == MORE_METHODS else f"; python {MORE_METHODS} has more, such as pkd"
     expect(name in METHODS, f"--methods {name}: expected some of {', '.join(METHODS)}{more}")
-    fits = re.fullmatch(r"(?!teacher)[\w.-]+", name)
-    expect(fits, f"--methods {name}: expected letters, digits, _, - and ., and not 'teacher' at the start")
+    fits = re.fullmatch(r"(?!teacher|student$)[\w.-]+", name)
+    expect(fits, f"--methods {name}: expected letters, digits, _, - and ., and no name of a network")
     return METHODS[name]
 
 
@@ -210,13 +210,15 @@ def bf16_in_hardware():
 class Method(NamedTuple):
     """What makes a method. A script adds one by `METHODS["name"] = Method(...)`."""
 
-    teacher: str  # "none"; "fixed"; or "learning": after the warm-up it learns, at every `meta_every`-th step
+    # "none"; "fixed"; or "learning": after the warm-up it learns at each `meta_every`-th step, by `step`; the other steps
+    # are those of distil_step
+    teacher: str
     quiz_labels: bool  # does the student train on the quiz's labels, too?
     # loss(stage) -> L_S, a function (student_outputs, teacher_outputs or None, labels) -> scalar. Stage.__init__ calls
     # it last, so it may add a state of its own (stage.changing) and parameters (stage.optimizer.add_param_group).
     loss: Callable
-    # step(stage, batch, rows, k) takes training step k, after the warm-up, on the batch of these rows of train and quiz
-    # -> {"loss": L_S, ...}, scalar tensors. An epoch's log has the mean loss and the last value of the others.
+    # step(stage, batch, rows, k) trains, after the warm-up, on the batch of these rows of train and quiz; k counts from
+    # the stage's start -> {"loss": L_S, ...}, scalar tensors. An epoch's log has the mean loss, the others' last values.
     step: Callable
     # states(student's configuration, network's configuration) -> the layers whose [CLS] states the network, student or
     # teacher, returns along with its logits. None: networks return logits.
@@ -225,13 +227,15 @@ class Method(NamedTuple):
 
 def distil_step(stage, batch, rows, k):
     """Plain KD: the teacher does not change. In the warm-up and without a teacher, the student trains on labels only.
-    Here and in meta_step, metadistil.py sets the modes: students in train mode, teachers in eval mode."""
+    Here and in meta_step, metadistil.py sets the modes: teachers in eval mode, the student in train mode, its copy
+    without dropout."""
     teachers = stage.teachers if k >= stage.warmup_steps else []
     return {"loss": metadistil.real_update(stage.learner, teachers, batch, stage.optimizer, stage.loss)}
 
 
 def meta_step(stage, batch, rows, k):
-    """One iteration of Algorithm 1. The last in an epoch also measures the quiz loss before the pilot, for the log."""
+    """One iteration of Algorithm 1: pilot update, quiz, meta update, real update. The last in an epoch also logs the quiz
+    loss before and after the pilot."""
     config = stage.config
     logged = ("quiz_loss_before", "quiz_loss_after") if stage.is_logged(k) else ()
     trace = {} if logged else None
@@ -270,7 +274,7 @@ METHODS = {
 
 
 class Seed:
-    """The splits of one seed, and the initial state of its networks."""
+    """The splits of one seed, and its networks as they begin."""
 
     def __init__(self, config, number):
         self.config, self.number = config, number
@@ -278,7 +282,7 @@ class Seed:
         self.sources = config.sources(number)
         self.notes = [*self.task.notes]
         self.examples = self.task.train + self.task.quiz  # train first, then quiz
-        self.noisy = self.examples  # what students read while they train
+        self.noisy = self.examples  # what students read while they train; the labels are the same
         if config.noise:
             expect(self.task.columns, "--noise: expected a task of sentences")
             self.noisy = data.noisy(self.task.train, config.noise, number) + self.task.quiz
@@ -296,8 +300,8 @@ class Seed:
         return Path(self.config.out, f"seed{self.number}", name.replace(" ", "-"))
 
     def model(self, role, title=None, trained=False):
-        """A fresh copy of the role's network, always with the same initial weights; `trained`: the teacher as its own
-        stage has saved it. Raises InputError, CheckpointError."""
+        """A new copy of the role's network, with the same initial weights each time; or, if `trained`, with those that the
+        teacher's own stage has saved. Raises InputError, CheckpointError."""
         config, task = self.config, self.task
         source = self.file(f"{role} before.pt") if trained else self.sources[role]
         changes = {"num_labels": task.num_labels, "dropout": config.dropout}
@@ -323,8 +327,8 @@ class Seed:
         return model.to(DEVICE)
 
     def take_over(self, network, saved, role):
-        """Load a saved model's weights into a fresh network. A head for other labels is left out, and a note says so;
-        as a teacher, a .pt for other labels is an InputError."""
+        """Load a saved model's weights into a fresh network. A head for other labels is replaced, with a note; as a
+        teacher, a .pt for other labels is an InputError."""
         weights, source = saved.network.state_dict(), self.sources[role]
         ours, theirs = (",".join(names) or "scores" for names in (self.task.label_names, saved.labels or []))
         if saved.labels is None or ours.lower() != theirs.lower():
@@ -339,8 +343,8 @@ class Seed:
         network.load_state_dict(weights)
 
     def batch(self, rows, step=None):
-        """({"examples": ..., "noisy": ...}, labels (B,)) of rows of train and quiz. In a training step (its number)
-        pictures are cropped."""
+        """({"examples": ..., "noisy": ...}, labels (B,)) of rows of train and quiz. Given the number of a training
+        step, pictures are cropped."""
         inputs = {"examples": self.examples.examples[rows]}
         if self.task.columns:
             inputs["noisy"] = self.noisy.examples[rows]
@@ -366,9 +370,9 @@ class Seed:
 
 
 class Stage:
-    """The training of one network, the `learner`: a student by the method `name`; or the teacher `name`, which learns
-    labels before it teaches (a .pt is trained already). Its last weights are kept, not those of the best epoch. trial:
-    a dry run, with untrained teachers."""
+    """The training of one network, the `learner`: a student by the method `name`; or the teacher `name`, on labels,
+    before it teaches (a .pt is trained already, and takes no step). The last weights are kept, not those of the best
+    epoch. trial: a dry run, with untrained teachers."""
 
     def __init__(self, seed, name, trial=False):
         config = seed.config
@@ -412,7 +416,7 @@ class Stage:
 
     def rows(self, k):
         """The row numbers, in train and quiz, of step k's batch. An epoch has the same number of steps for every
-        student; without the quiz's examples, the next pass over the data begins within it."""
+        student; one that does not train on the quiz begins its next pass over the data within it."""
         number, n = divmod(k, self.steps_per_pass)
         return own_part(self.batches(number)[n])
 
