@@ -96,7 +96,9 @@ class Config:
     batch_size: int = option("training examples per step", COUNT, 64, 128, 64, 128)
     finetune_lr: float = option("rate of the teacher's training before it teaches", POSITIVE, 5e-4, 5e-4, 7e-5, 0.1)
     student_lr: float = option("η, rate of the students", POSITIVE, 5e-4, 2e-3, 7e-5, 0.1)
-    optimizer: str = option("optimiser of all but pilot and meta update", OPTIMIZERS, "adamw", "adamw", "adamw", "momentum")
+    optimizer: str = option(
+        "optimiser of all but pilot and meta update", OPTIMIZERS, "adamw", "adamw", "adamw", "momentum"
+    )
     schedule: str = option("schedule of all rates but λ", SCHEDULES, "linear", "linear", "linear", "falls")
     alpha: float = kd_option("α, weight of the soft term", SHARE, 0.5, 0.9, 0.5, 0.9)
     temperature: float = kd_option("T, by which the logits are divided", POSITIVE, 2.0, 2.0, 2.0, 4.0)

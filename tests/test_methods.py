@@ -73,7 +73,7 @@ def test_more_methods_are_a_program_of_its_own(monkeypatch, capsys):
     monkeypatch.setattr(train, "PROGRAM", train.PROGRAM)
     monkeypatch.setattr(sys, "stdin", None)
     for arguments, status, said in [
-        (["--help"], 0, "methods: finetune, kd, metadistil, pkd, "),
+        (["--help"], 0, "Methods: finetune, kd, metadistil, pkd, "),
         (["--alpha", "7"], 2, "notebooks/methods.py: --alpha 7.0: expected "),
     ]:
         monkeypatch.setattr(sys, "argv", ["methods.py", *arguments])

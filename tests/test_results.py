@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 import types
 
 import numpy as np
@@ -92,6 +93,7 @@ def test_a_row_that_fails_is_named_and_no_other_begins(status, found, tmp_path, 
 
     def run(command, **_):
         begun.append(command)
+        time.sleep(0.2)  # a real row takes minutes
         if status is None:
             raise KeyboardInterrupt
         return types.SimpleNamespace(returncode=status, stderr="a warning\ntrain.py: no" if status > 0 else "")
