@@ -65,7 +65,7 @@ SCHEDULES = {"linear": linear, "falls": falls}  # (step, total) -> share of the 
 
 def option(help, valid=None, default=None, *others, teachers=("none", "fixed", "learning")):
     """A field of Config. valid: a range, or a list of words. default: that of runs on files; others: those of builtin,
-    pretrained and pictures, if they differ. Methods whose Method.teacher is one of `teachers` use it."""
+    pretrained and pictures, if they differ. teachers: the kinds of Method.teacher that use it."""
     defaults = [default, *(others or 3 * [default])]
     metadata = {"help": help, "valid": valid, "defaults": defaults, "teachers": teachers}
     return dataclasses.field(default=None, metadata=metadata)
@@ -212,11 +212,10 @@ def bf16_in_hardware():
 class Method(NamedTuple):
     """What makes a method. A script adds one by `METHODS["name"] = Method(...)`."""
 
-    # "none"; "fixed"; or "learning": after the warm-up it learns at each `meta_every`-th step, by `step`; the other steps
-    # are those of distil_step
+    # "none"; "fixed"; or "learning": after the warm-up every `meta_every`-th step is `step`, the others distil_step
     teacher: str
     quiz_labels: bool  # does the student train on the quiz's labels, too?
-    # loss(stage) -> L_S, a function (student_outputs, teacher_outputs or None, labels) -> scalar. Stage.__init__ calls
+    # loss(stage) -> L_S, of (student_outputs, the teachers' mean or None, labels) -> scalar. Stage.__init__ calls
     # it last, so it may add a state of its own (stage.changing) and parameters (stage.optimizer.add_param_group).
     loss: Callable
     # step(stage, batch, rows, k) trains, after the warm-up, on the batch of these rows of train and quiz; k counts from
@@ -229,7 +228,7 @@ class Method(NamedTuple):
 
 def distil_step(stage, batch, rows, k):
     """Plain KD: the teacher does not change. In the warm-up and without a teacher, the student trains on labels only.
-    Here and in meta_step, metadistil.py sets the modes: teachers in eval mode, the student in train mode, its copy
+    Here and in meta_step, metadistil.py sets the modes: teachers in eval, the student in train, the pilot's copy
     without dropout."""
     teachers = stage.teachers if k >= stage.warmup_steps else []
     return {"loss": metadistil.real_update(stage.learner, teachers, batch, stage.optimizer, stage.loss)}
@@ -302,8 +301,8 @@ class Seed:
         return Path(self.config.out, f"seed{self.number}", name.replace(" ", "-"))
 
     def model(self, role, title=None, trained=False):
-        """A new copy of the role's network, with the same initial weights each time; or, if `trained`, with those that the
-        teacher's own stage has saved. Raises InputError, CheckpointError."""
+        """A new copy of the role's network, with the same initial weights each time; or, if `trained`, with those saved by
+        the teacher's own stage. Raises InputError, CheckpointError."""
         config, task = self.config, self.task
         source = self.file(f"{role} before.pt") if trained else self.sources[role]
         changes = {"num_labels": task.num_labels, "dropout": config.dropout}
@@ -329,8 +328,8 @@ class Seed:
         return model.to(DEVICE)
 
     def take_over(self, network, saved, role):
-        """Load a saved model's weights into a fresh network. A head for other labels is replaced, with a note; as a
-        teacher, a .pt for other labels is an InputError."""
+        """Load a saved model's weights into a fresh network. A head for other labels is replaced, with a note; a
+        teacher's .pt for other labels is an InputError."""
         weights, source = saved.network.state_dict(), self.sources[role]
         ours, theirs = (",".join(names) or "scores" for names in (self.task.label_names, saved.labels or []))
         if saved.labels is None or ours.lower() != theirs.lower():
@@ -418,7 +417,7 @@ class Stage:
 
     def rows(self, k):
         """The row numbers, in train and quiz, of step k's batch. An epoch has the same number of steps for every
-        student; one that does not train on the quiz begins its next pass over the data within it."""
+        student; without the quiz that is more than one pass over the data."""
         number, n = divmod(k, self.steps_per_pass)
         return own_part(self.batches(number)[n])
 
@@ -434,7 +433,7 @@ class Stage:
     def step(self, k):
         """Set the rates, then take step k -> the scalar tensors that the method returns."""
         schedule, rows = SCHEDULES[self.config.schedule], self.rows(k)
-        since_warmup = k - self.warmup_steps  # negative in the warm-up
+        since_warmup = k - self.warmup_steps  # negative in the warm-up, in which no teacher learns
         set_rate(self.optimizer, self.rate * schedule(k, self.total))
         take = distil_step if since_warmup < 0 else self.method.step
         if self.teacher_optimizer:
@@ -663,7 +662,7 @@ def go_on(config, notes):
         seed = Seed(config, number)
         for name in stage_names(config):
             ended = seed.file(f"{name}.json")
-            if not from_all(ended.exists())[0]:  # the first decides: it may write before others look
+            if not from_all(ended.exists())[0]:  # the first process decides; the others may look too late
                 train_stage(Stage(seed, name), log)
             seed.file(f"{name}.checkpoint").unlink(missing_ok=True)
             found = json.loads(ended.read_text())

@@ -6,7 +6,7 @@ from draw import LOOKS, Look
 
 import train
 
-LESS_KD = "less KD's, seed by seed (points)"
+MINUS_KD = "minus KD's, seed by seed (points)"
 OF_RECORD = LOOKS | {  # lines of the record's study "noise": how they are drawn
     "kd from the teacher tuned on the quiz": Look(LOOKS["kd"].colour, "^", (0, (1, 1))),
     "kd without the quiz's labels": Look(LOOKS["kd"].colour, "v", ":"),

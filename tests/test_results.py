@@ -277,6 +277,6 @@ def test_what_the_page_says_in_words_is_checked_when_it_is_written():
             report.so(false)
     kd = report.scores("ideas", "plain", KD)
     no_pilot, ours = (report.scores("ideas", row, STUDENT) - kd for row in ("no-pilot", "metadistil"))
-    assert no_pilot.mean() > 0.5 * ours.mean()  # "most of the gain needs no pilot"
+    assert no_pilot.mean() > 0.5 * ours.mean()  # "much of the gain needs no pilot"
     by_epoch = results.read_found()["mrpc", "plain"]["models"][STUDENT]["by_epoch"]
     assert np.mean(by_epoch, axis=0).argmax() == 0  # "at its best after the first epoch"
