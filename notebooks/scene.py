@@ -130,8 +130,8 @@ PARTS = [
         symbol="L_S",
         equation="L_S = α T² KL + (1 − α) CE",
         key="inner_loss",
-        means="How far the student is from its teacher, and from the labels, ten of which are wrong. All students on "
-        "the red line have this loss.",
+        means="How far the student is from its teacher, and from the labels, ten of which were flipped. All students "
+        "on the red line have this loss.",
     ),
     Part(
         name="the pilot gradient",
@@ -167,23 +167,23 @@ PARTS = [
         symbol=r"\frac{\partial\theta'_S}{\partial\theta_T}",
         equation="∂θ′_S/∂θ_T = −λ ∂²L_S/∂θ_T∂θ_S",
         key="velocity",
-        means="The copy's velocity: how it moves when the teacher turns. Each angle sends it to its own place on the "
-        "closed curve. The arrow: which way, and how fast, it would go if the angle grew.",
+        means="A derivative of the pilot gradient, so a second one: the copy's velocity as the teacher turns. Each angle "
+        "sends the copy to its own place on the closed curve. The arrow: where it heads if the angle grows.",
         unit="per radian",
     ),
     Part(
         name="the meta-gradient",
         symbol=r"v\cdot\frac{\partial\theta'_S}{\partial\theta_T}",
-        equation="∇L_q at θ_T = v · ∂θ′_S/∂θ_T",
+        equation="∂L_q/∂θ_T = v · ∂θ′_S/∂θ_T",
         key="meta_gradient",
-        means="v times the copy's velocity (how it moves when the teacher turns): the slope of the tangent. Positive: "
-        "if the angle grew, the copy would do worse on the quiz.",
+        means="v times the copy's velocity: the slope of the tangent. Positive: if the angle grew, the copy would do "
+        "worse on the quiz.",
         unit="per radian",
     ),
     Part(
         name="the meta update",
         symbol=r"\mathrm{new}\ \theta_T",
-        equation="θ_T ← θ_T − μ ∇L_q",
+        equation="θ_T ← θ_T − μ ∂L_q/∂θ_T",
         key="new_angle",
         means="The teacher turns against the slope, so that the next copy does better on the quiz.",
         unit="degrees",

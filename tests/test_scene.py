@@ -233,4 +233,4 @@ def test_without_create_graph_the_copy_moves_and_the_teacher_hears_nothing(page)
     assert after["theta_S_prime"] != before["theta_S_prime"]
     assert after["velocity"] is None and after["meta_gradient"] is None
     assert after["new_angle"] == pytest.approx(math.degrees(state["phi"]))
-    assert "create_graph" in page.find_element("id", "says").text and shown(page)[7].startswith("none")
+    assert "create_graph" in page.find_element("id", "says").text and shown(page)[7].startswith("unknown")
