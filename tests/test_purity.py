@@ -4,6 +4,7 @@ arguments, and a batch that is split over processes."""
 import contextlib
 import copy
 import types
+from datetime import timedelta
 
 import pytest
 import torch
@@ -251,7 +252,8 @@ STEPS = {"second_order": ("second_order", states_loss), "jvp": ("jvp", states_lo
 
 
 def one_process(rank, shares, folder):
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", world_size=len(shares), rank=rank)
+    meet, limit = f"file://{folder}/meet", timedelta(minutes=2)
+    torch.distributed.init_process_group("gloo", meet, limit, world_size=len(shares), rank=rank)
     torch.save({name: step_of(shares[rank], *step) for name, step in STEPS.items()}, f"{folder}/{rank}")
 
 
