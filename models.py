@@ -126,6 +126,7 @@ class Encoder(nn.Module):
     @classmethod
     def from_preset(cls, name: str, vocab_size=30522, num_labels=2, dropout=0.1) -> "Encoder":
         """An encoder with fresh weights, by the name of its preset. Raises ValueError on an unknown name."""
+        expect(name in ENCODERS, f"{name!r}: expected one of {', '.join(ENCODERS)}")
         return build(name, vocab_size=vocab_size, num_labels=num_labels, dropout=dropout)
 
     def keep_layers(self, layers: list[int]):
@@ -225,6 +226,7 @@ class ResNet(nn.Module):
 
 def resnet(name: str, num_classes: int = 100) -> ResNet:
     """A ResNet with fresh weights, by the name of its preset. Raises ValueError on an unknown name."""
+    expect(name in RESNETS, f"{name!r}: expected one of {', '.join(RESNETS)}")
     return build(name, num_labels=num_classes)
 
 
