@@ -404,11 +404,11 @@ class CheckpointError(ValueError):
 
 
 @contextlib.contextmanager
-def expecting(what: str, kind=CheckpointError):
-    """Turn any exception of the block into one of this kind, of one line."""
+def expecting(what: str, kind=CheckpointError, caught=Exception):
+    """Turn an exception of the block, of the classes `caught`, into one of this kind, of one line."""
     try:
         yield
-    except Exception as error:
+    except caught as error:
         raise kind(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 

@@ -1,8 +1,8 @@
 """The main job, `python train.py --task sst2`: train a teacher, then a student by each method; print the results.
 
 Every student starts from the same weights and takes the same number of steps. The METHODS table says which labels each
-student sees. A run is a list of stages: for each seed the teachers, then the methods. On one machine, with the same
-numbers of processes and threads, a command gives the same results each time, stopped and resumed or not.
+student sees. A run is a list of stages: for each seed the teachers, then the methods. On the processors of one machine,
+with the same numbers of processes and threads, a command gives the same results each time, stopped and resumed or not.
 """
 
 import argparse
@@ -39,6 +39,11 @@ if "TORCHELASTIC_RUN_ID" in os.environ:
     RANK, RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 SHOW_SECONDS = 5  # between two lines of progress
 
+for function in (torch.exp, torch.log, torch.tanh):
+    # For repeatable results: MKL chooses its code for each function at the first call. Two threads that call at once
+    # may be given a worse one (pytorch's issue 188792). Here one thread calls.
+    function(torch.ones(1))
+
 # ---- 1. The configuration
 
 COUNT, NOT_NEGATIVE, POSITIVE, SHARE = (1, 1e9), (0, 1e30), (1e-30, 1e30), (0, 1)  # ranges, ends included
@@ -64,8 +69,8 @@ SCHEDULES = {"linear": linear, "falls": falls}  # (step, total) -> share of the 
 
 
 def option(help, valid=None, default=None, *others, teachers=("none", "fixed", "learning")):
-    """A field of Config. valid: a range, or a list of words. default: that of runs on files; others: those of builtin,
-    pretrained and pictures, if they differ. teachers: the kinds of Method.teacher that use it."""
+    """A field of Config. valid: a range, or a list of words. default: that of runs on files; others: those of runs on
+    builtin, pretrained and pictures, if not all four are the same. teachers: the kinds of Method.teacher that use it."""
     defaults = [default, *(others or 3 * [default])]
     metadata = {"help": help, "valid": valid, "defaults": defaults, "teachers": teachers}
     return dataclasses.field(default=None, metadata=metadata)
@@ -83,7 +88,7 @@ class Config:
     data: str = option("directory of the task's files, or 'builtin'", None, data.DEFAULT_DATA)
     quiz_size: int = option("training examples set aside for the quiz [one in ten; builtin: 300]", COUNT)
     train_size: int = option("train on a random subset of that many examples [all]", COUNT)
-    label_noise: float = option("share of labels made wrong, in train only [0; builtin: 0.4]", SHARE)
+    label_noise: float = option("share of train's labels made wrong, at random [0; builtin: 0.4]", SHARE)
     noise: float = option("share of train's words that students read as 'noise_word'", SHARE, 0.0)
     teacher: str = option("preset, saved network or directory; several: A,B", None, "mini", "tiny", "mini", "resnet20")
     student: str = option("preset, saved network or directory", None, "tiny", "micro", "tiny", "resnet8")
@@ -152,7 +157,7 @@ def resolved(config):
     task = config.load(0)  # it may fall back on the built-in reviews
     config.data = task.data if task.data == data.BUILTIN else os.path.abspath(task.data)
     given |= {"data": config.data, "quiz_size": len(task.quiz), "label_noise": task.label_noise}
-    defaults = DEFAULTS[kind_of_run(config)]
+    defaults = DEFAULTS[kind_of_run(config)]  # now that it is known
     config = Config(**{name: defaults[name] for name in used} | given)
     config.student, config.teacher = absolute(config.student), absolute(config.teacher)
     if config.precision == "bf16" and not bf16_in_hardware():
@@ -173,7 +178,7 @@ def checked(name, value):
         expect(low <= found <= high, f"{flag(name)} {found}: expected a number from {low:g} to {high:g}")
     elif valid:
         expect(found in valid, f"{flag(name)} {found}: expected one of {', '.join(valid)}")
-    return found
+    return os.path.expanduser(found) if kind is str else found
 
 
 def method_named(name):
@@ -212,17 +217,17 @@ def bf16_in_hardware():
 class Method(NamedTuple):
     """What makes a method. A script adds one by `METHODS["name"] = Method(...)`."""
 
-    # "none"; "fixed"; or "learning": after the warm-up every `meta_every`-th step is `step`, the others distil_step
+    # "none"; "fixed"; or "learning": it learns in `step`, which is then every `meta_every`-th step after the warm-up
     teacher: str
-    quiz_labels: bool  # does the student train on the quiz's labels, too?
-    # loss(stage) -> L_S, of (student_outputs, the teachers' mean or None, labels) -> scalar. Stage.__init__ calls
-    # it last, so it may add a state of its own (stage.changing) and parameters (stage.optimizer.add_param_group).
+    quiz_labels: bool  # does the student train on the quiz's examples, too?
+    # loss(stage) makes L_S, a function (student_outputs, the teachers' mean or None, labels) -> scalar. It is called
+    # last in Stage.__init__, so it may add a state (stage.changing) and parameters (stage.optimizer.add_param_group).
     loss: Callable
     # step(stage, batch, rows, k) trains, after the warm-up, on the batch of these rows of train and quiz; k counts from
     # the stage's start -> {"loss": L_S, ...}, scalar tensors. An epoch's log has the mean loss, the others' last values.
     step: Callable
-    # states(student's configuration, network's configuration) -> the layers whose [CLS] states the network, student or
-    # teacher, returns along with its logits. None: networks return logits.
+    # states(the student's configuration, that of one network, student or teacher) -> the layers whose [CLS] states this
+    # network returns along with its logits. None: networks return logits.
     states: Callable | None = None
 
 
@@ -264,6 +269,7 @@ def squared_errors(student_outputs, teacher_outputs, labels, alpha):
 
 # Before it teaches, a teacher is trained as finetune trains a student, on the labels of train and quiz. So the quiz is
 # new to MetaDistil's student, but not to its teacher; --learn-quiz lets the student train on it, too.
+# What else can be added: a task, to data.TASKS; a network, to models.KINDS.
 METHODS = {
     "finetune": Method("none", quiz_labels=True, loss=logits_loss, step=distil_step),
     "kd": Method("fixed", quiz_labels=True, loss=logits_loss, step=distil_step),
@@ -301,8 +307,8 @@ class Seed:
         return Path(self.config.out, f"seed{self.number}", name.replace(" ", "-"))
 
     def model(self, role, title=None, trained=False):
-        """A new copy of the role's network, with the same initial weights each time; or, if `trained`, with those saved by
-        the teacher's own stage. Raises InputError, CheckpointError."""
+        """A new copy of the role's network, with the same initial weights each time; or, if `trained`, with those that
+        the teacher's own stage saved. Raises InputError, CheckpointError."""
         config, task = self.config, self.task
         source = self.file(f"{role} before.pt") if trained else self.sources[role]
         changes = {"num_labels": task.num_labels, "dropout": config.dropout}
@@ -313,6 +319,7 @@ class Seed:
         else:
             saved = models.load(source)
             shape, tokenizer = saved.network.config, saved.tokenizer
+        # The same weights each time: the random state hangs on seed and role alone.
         torch.manual_seed(2 * self.number + list(self.sources).index(role))
         network = models.build(shape, **changes)
         if saved:
@@ -331,10 +338,11 @@ class Seed:
         """Load a saved model's weights into a fresh network. A head for other labels is replaced, with a note; a
         teacher's .pt for other labels is an InputError."""
         weights, source = saved.network.state_dict(), self.sources[role]
-        ours, theirs = (",".join(names) or "scores" for names in (self.task.label_names, saved.labels or []))
-        if saved.labels is None or ours.lower() != theirs.lower():
-            fits = role == "student" or not source.endswith(".pt")
-            expect(fits, f"{source}: expected a teacher of {ours}, found one of {theirs}")
+        ours = ",".join(self.task.label_names) or "scores"
+        theirs = "no labels" if saved.labels is None else ",".join(saved.labels) or "scores"
+        if ours.lower() != theirs.lower():
+            is_trained_teacher = role != "student" and source.endswith(".pt")
+            expect(not is_trained_teacher, f"{source}: expected a teacher of {ours}, found one of {theirs}")
             weights |= network.classifier.state_dict(prefix="classifier.")
             if saved.labels is not None:
                 note = f"{source} gets a new head: its own is for {theirs}, the task has {ours}"
@@ -371,16 +379,17 @@ class Seed:
 
 
 class Stage:
-    """The training of one network, the `learner`: a student by the method `name`; or the teacher `name`, on labels,
-    before it teaches (a .pt is trained already, and takes no step). The last weights are kept, not those of the best
-    epoch. trial: a dry run, with untrained teachers."""
+    """The training of one network, the `learner`: a student, by the method `name`; or the teacher `name`, on labels,
+    before it teaches. The last weights are kept, not those of the best epoch. trial: a dry run, with untrained
+    teachers."""
 
     def __init__(self, seed, name, trial=False):
         config = seed.config
         self.seed, self.name, self.config, self.task = seed, name, config, seed.task
         if name in seed.sources:
             self.method, self.rate = METHODS["finetune"], config.finetune_lr
-            warmup_epochs, epochs = 0, 0 if seed.sources[name].endswith(".pt") else config.teacher_epochs
+            trained = seed.sources[name].endswith(".pt")
+            warmup_epochs, epochs = 0, 0 if trained else config.teacher_epochs
             self.learner = seed.model(name, f"{name} before")
         else:
             self.method, self.rate = METHODS[name], config.student_lr
@@ -406,18 +415,18 @@ class Stage:
             self.teacher_optimizer = OPTIMIZERS[config.teacher_optimizer](theta_T, lr=0.0)
             self.trained += self.teachers
             self.changing += [*self.teachers, self.teacher_optimizer]
-        sees_quiz_labels = self.method.quiz_labels or config.learn_quiz
-        lengths = seed.lengths if sees_quiz_labels else seed.lengths[: len(self.task.train)]
+        sees_quiz = self.method.quiz_labels or (config.learn_quiz and self.method.teacher == "learning")
+        lengths = seed.lengths if sees_quiz else seed.lengths[: len(self.task.train)]
         batches_of_pass = functools.partial(data.batches_of, lengths, config.batch_size, seed.number)
-        self.batches = functools.lru_cache(1)(batches_of_pass)
+        self.batches = functools.lru_cache(1)(batches_of_pass)  # by the number of the pass; keeps the last
         self.steps_per_pass = len(self.batches(0))
         kd_loss = logits_loss(self)
         self.quiz_loss = lambda logits, labels: kd_loss(logits, None, labels)  # of labels alone
         self.loss = self.method.loss(self)
 
     def rows(self, k):
-        """The row numbers, in train and quiz, of step k's batch. An epoch has the same number of steps for every
-        student; without the quiz that is more than one pass over the data."""
+        """The row numbers, in train and quiz, of step k's batch. A student without the quiz has other batches than kd's,
+        and fewer a pass; an epoch has as many steps for all, so it then holds more than one pass."""
         number, n = divmod(k, self.steps_per_pass)
         return own_part(self.batches(number)[n])
 
@@ -427,24 +436,26 @@ class Stage:
         return self.seed.batch(own_part(len(self.task.train) + rows))
 
     def is_logged(self, k):
-        """For a step k at which the teacher learns: is it the last such step of its epoch?"""
+        """Whether step k, at which the teacher learns, is the last such step of its epoch."""
         return k % self.seed.steps_per_epoch + self.config.meta_every >= self.seed.steps_per_epoch
 
     def step(self, k):
         """Set the rates, then take step k -> the scalar tensors that the method returns."""
         schedule, rows = SCHEDULES[self.config.schedule], self.rows(k)
-        since_warmup = k - self.warmup_steps  # negative in the warm-up, in which no teacher learns
+        batch, after_warmup = self.seed.batch(rows, k), k - self.warmup_steps
         set_rate(self.optimizer, self.rate * schedule(k, self.total))
-        take = distil_step if since_warmup < 0 else self.method.step
+        if after_warmup < 0:
+            return distil_step(self, batch, rows, k)
         if self.teacher_optimizer:
-            share = schedule(since_warmup, self.total - self.warmup_steps)
+            if after_warmup % self.config.meta_every:
+                return distil_step(self, batch, rows, k)
+            share = schedule(after_warmup, self.total - self.warmup_steps)
             set_rate(self.teacher_optimizer, self.config.teacher_lr * share)
-            if since_warmup % self.config.meta_every:
-                take = distil_step
-        return take(self, self.seed.batch(rows, k), rows, k)
+        return self.method.step(self, batch, rows, k)
 
     def state_dict(self):
-        """All that has changed since the stage began, with the random states of all processes: a checkpoint."""
+        """A checkpoint: all that has changed since the stage began, with the random states of all processes. A run that
+        is killed within an epoch repeats it from here."""
         random_states = from_all([generator.get_rng_state() for generator in GENERATORS])
         changing = [part.state_dict() for part in self.changing]
         return {"seconds": self.seconds, "log": self.log, "changing": changing, "rng": random_states}
@@ -471,7 +482,7 @@ def train_stage(stage, earlier):
     """Train the epochs that the stage's checkpoint lacks. After each one score dev, log, and write a checkpoint; at the
     end save networks and scores. earlier: the log of the stages before."""
     seed, checkpoint = stage.seed, stage.seed.file(f"{stage.name}.checkpoint")
-    torch.manual_seed(1000 + seed.number + 10**6 * RANK)  # for dropout
+    torch.manual_seed(1000 + seed.number + 10**6 * RANK)  # for dropout; a checkpoint brings its own random state
     if checkpoint.exists():
         with models.expecting(f"{checkpoint}: expected a whole checkpoint; delete it to restart the stage"):
             stage.load_state_dict(models.read_whole(checkpoint))
@@ -600,7 +611,8 @@ def read_run(out):
 
 
 def begun_with(config):
-    """What must be the same for a run to go on. Opens each saved network of each seed. Raises CheckpointError."""
+    """{what: value} of all that must be the same for a run to go on. Opens each saved network of each seed, to find a
+    broken one before the run begins. Raises CheckpointError."""
     files = data.files_of(config.task, config.data)
     for source in {source for seed in range(config.seeds) for source in config.sources(seed).values()}:
         if source not in models.PRESETS:
@@ -616,14 +628,15 @@ def try_out(config):
     anything is written -> notes for the user. Raises InputError, CheckpointError."""
     seed = Seed(config, 0)
     for name in stage_names(config):
-        with models.expecting(f"{name}: expected steps that work, and a network that can be rebuilt", InputError):
+        expected = f"{name}: expected steps that work, and a network that can be rebuilt"
+        with models.expecting(expected, InputError, (ValueError, RuntimeError)):
             try_stage(Stage(seed, name, trial=True))
     return list(dict.fromkeys(seed.notes))
 
 
 def try_stage(stage):
-    """Take the first step of the warm-up and two of the method: with --meta-every the teacher learns at only one of
-    them. Then load each network as if from a file."""
+    """Take the first step of the warm-up and two of the method: with --meta-every above 1 the teacher learns at the
+    first of them only. Then load each network as if from a file."""
     for k in (0, stage.warmup_steps, stage.warmup_steps + 1):
         stage.step(k)
     for model in stage.trained:
@@ -798,7 +811,9 @@ def command(arguments):
         return print_predictions(given["out"], sentences)
     if "resume" in given:
         expect(len(given) == 1, f"--resume {given['resume']}: expected no other flag, the run has its own")
-    finished = resume(given["resume"]) if "resume" in given else run(Config(**given))
+        finished = resume(given["resume"])
+    else:
+        finished = run(Config(**given))
     if RANK == 0:  # without matplotlib there are no curves, and no message
         curves = Path(__file__).with_name("notebooks") / "curves.py"
         subprocess.run([sys.executable, curves, finished.out], capture_output=True)
@@ -837,11 +852,6 @@ def from_terminal():
         stream.reconfigure(errors="replace")  # where a terminal has no Greek letters
     main()
 
-
-for function in (torch.exp, torch.log, torch.tanh):
-    # For repeatable results: MKL chooses its code for each function at the first call. Two threads that call at once
-    # may be given a worse one (pytorch's issue 188792). Here one thread calls.
-    function(torch.ones(1))
 
 if __name__ == "__main__":
     from_terminal()
