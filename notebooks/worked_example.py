@@ -1,7 +1,7 @@
 """One step of MetaDistil worked out, number by number: `python notebooks/worked_example.py`, or notebook 03.
 
 x = x_q = y = y_q = 1, α = T = 1, θ_S = 0, θ_T = ln 3, λ = 4 ln 3, logits (0, θ x). Each line has its value in closed
-form in its name; the last one uses no derivative of ours.
+form in its name; the last one uses no second derivative.
 """
 
 import math

@@ -35,6 +35,21 @@ def test_a_new_loss_is_a_function_and_a_row(tmp_path, monkeypatch):
     assert 5 <= called.count("dkd") < 10 <= called.count("metadistil-dkd") < 15
 
 
+def test_a_fault_in_a_method_of_ones_own_keeps_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.setitem(train.METHODS, "mine", train.METHODS["kd"]._replace(step=lambda *_: nowhere))  # noqa: F821
+    with pytest.raises(NameError, match="nowhere"):
+        train.run(small(tmp_path / "run", methods="mine"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_learn_quiz_changes_no_method_whose_teacher_is_fixed(tmp_path, monkeypatch):
+    monkeypatch.setitem(train.METHODS, "without", train.METHODS["kd"]._replace(quiz_labels=False))
+    config = train.resolved(small(tmp_path / "run", methods="without,metadistil", learn_quiz=True))
+    seed = train.Seed(config, 0)
+    seen = {name: train.Stage(seed, name, trial=True).steps_per_pass for name in ("without", "metadistil")}
+    assert seen == {"without": 4, "metadistil": 5}  # batches of 16 of 60 examples, and of 80
+
+
 def test_a_table_of_ones_own_is_one_entry(tmp_path, monkeypatch):
     """Of three classes, scored by macro-F1."""
     files = data.Files("mine", ("text",), "mood", {"-": "bad", "0": "fair", "+": "good"}, ("f1",))
