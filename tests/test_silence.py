@@ -187,45 +187,30 @@ def test_under_autocast_the_numbers_are_those_without_its_cache(mode):
     torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-6)
 
 
-class Normed(nn.Module):
-    """A student with BatchNorm: "free"; "frozen", which keeps it in eval mode when it is put in train mode; or
-    "written out", the function that the frozen one is, without a BatchNorm's mode."""
-
-    def __init__(self, kind):
-        super().__init__()
-        self.first, self.norm, self.head = nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)
-        self.kind = kind
-        self.double()
+class Freezes(nn.Sequential):
+    """Keeps its BatchNorm in eval mode when it is put in train mode."""
 
     def train(self, mode=True):
         super().train(mode)
-        if self.kind == "frozen":
-            self.norm.eval()
-        return self
-
-    def forward(self, x):
-        states, norm = self.first(x), self.norm
-        if self.kind == "written out":
-            states = F.batch_norm(states, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False)
-        else:
-            states = norm(states)
-        return self.head(torch.tanh(states))
+        self[1].eval()
 
 
 def test_a_batchnorm_that_the_student_freezes_is_frozen_in_the_pilot_and_one_frozen_by_hand_is_not():
-    students = {kind: Normed(kind) for kind in ("frozen", "written out", "free")}
-    students["frozen"].norm.running_mean += torch.randn(5)
-    for student in students.values():
-        student.load_state_dict(students["frozen"].state_dict())
-    students["by hand"] = copy.deepcopy(students["free"]).train()
-    students["by hand"].norm.eval()
+    free = network()
+    free.insert(1, nn.BatchNorm1d(5).double())
+    free[1].running_mean += torch.randn(5)
+    by_hand, written_out = (copy.deepcopy(free) for _ in range(2))
+    by_hand[1].eval()
+    norm = written_out[1]  # as a function, without a mode
+    norm.forward = lambda x: F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    students = {"frozen": Freezes(*copy.deepcopy(free)), "written out": written_out, "free": free, "by hand": by_hand}
     networks = network(), exam(5), exam(4)
     found = {kind: meta_gradient(student, *networks, pilot_lr=0.3) for kind, student in students.items()}
     torch.testing.assert_close(found["frozen"].grads, found["written out"].grads)
     torch.testing.assert_close(found["frozen"].theta_S_prime, found["written out"].theta_S_prime)
     torch.testing.assert_close(found["by hand"].grads, found["free"].grads)
     assert (found["frozen"].grads[0] - found["free"].grads[0]).abs().max() > 1e-6
-    assert not students["by hand"].norm.training
+    assert not by_hand[1].training
 
 
 @each_mode
