@@ -116,21 +116,25 @@ def test_files_are_read_as_they_are(tmp_path):
     assert task.quiz.keys != ["again"]  # it stands in the file twice: its twin would stay behind
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"", "train.tsv:1: expected one column 'sentence'"),
-    (b"sentence\tlabel\tlabel\nx\t1\t0\n", "train.tsv:1: expected one column 'label'"),
-    (b"sentence\tlabel\n\t1\n \t0\n", "train.tsv: expected a header and at least one sentence"),
-    (b"sentence\tlabel\nx\t1\ny\0\t0\n", "train.tsv:3: expected text in UTF-8, found ['\\x00']"),
-    (b"sentence\tlabel\nx\t1\nx\t1\ny\t1\ny\t1\n", "expected a training file with at least two examples"),
-    (b"sentence\tlabel\nx\t1\ny\n", "train.tsv:3: expected 2 columns, found 1"),
-    (b"sentence\tlabel\nx\t1\ny\tgood\n", "train.tsv:3: expected a label of 0, 1, found 'good'"),
-    (b"\xef\xbb\xbfsentence\tlabel\nx\t1\n\xe9\t0\n", "train.tsv:3: expected text in UTF-8, found ['\\udce9']"),
+@pytest.mark.parametrize("file, content, message", [
+    ("train.tsv", b"", "train.tsv:1: expected one column 'sentence'"),
+    ("train.tsv", b"sentence\tlabel\tlabel\nx\t1\t0\n", "train.tsv:1: expected one column 'label'"),
+    ("train.tsv", b"sentence\tlabel\n\t1\n \t0\n", "train.tsv: expected a header and at least one sentence"),
+    ("train.tsv", b"sentence\tlabel\nx\t1\ny\0\t0\n", "train.tsv:3: expected text in UTF-8, found ['\\x00']"),
+    ("train.tsv", b"sentence\tlabel\nx\t1\nx\t1\ny\t1\ny\t1\n", "expected a training file with at least two examples"),
+    ("train.tsv", b"sentence\tlabel\nx\t1\ny\n", "train.tsv:3: expected 2 columns, found 1"),
+    ("train.tsv", b"sentence\tlabel\nx\t1\ny\tgood\n", "train.tsv:3: expected a label of 0, 1, found 'good'"),
+    ("train.tsv", b"sentence\tlabel\nx\t1\n\xe9\t0\n", "train.tsv:3: expected text in UTF-8, found ['\\udce9']"),
+    ("train.bin", bytes(27_667), "train.bin: expected whole records of 3,074 bytes, found 27,667 bytes"),
+    ("train.bin", bytes([20, 5]) + bytes(3072), "train.bin: record 1: expected labels up to 19 and 99, found [20  5]"),
+    ("test.bin", bytes(3074) + bytes([3, 100]) + bytes(3072), "test.bin: record 2: expected labels up to 19 and 99"),
 ])  # fmt: skip
-def test_bad_files_are_named_with_their_line(tmp_path, content, message):
-    write_glue(tmp_path)
-    (tmp_path / "SST-2" / "train.tsv").write_bytes(content)
+def test_bad_files_are_named_with_their_line_or_record(tmp_path, file, content, message):
+    task, write_files = ("sst2", write_glue) if file == "train.tsv" else ("cifar100", write_cifar)
+    [path] = write_files(tmp_path).rglob(file)
+    path.write_bytes(content)
     with pytest.raises(InputError) as error:
-        load_task("sst2", str(tmp_path))
+        load_task(task, str(tmp_path))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -324,12 +328,11 @@ def records_of(n, seed=0):
     return records
 
 
-def write_cifar(folder, train=None, test=None):
-    """A miniature CIFAR-100, by default of 220 and 30 pictures."""
+def write_cifar(folder):
+    """A miniature CIFAR-100 of 220 and 30 pictures."""
     (folder / "cifar-100-binary").mkdir(exist_ok=True)
-    for name, content in (("train", train), ("test", test)):
-        default = records_of(220) if name == "train" else records_of(30, seed=1)
-        (folder / "cifar-100-binary" / f"{name}.bin").write_bytes(default.tobytes() if content is None else content)
+    for name, records in (("train", records_of(220)), ("test", records_of(30, seed=1))):
+        (folder / "cifar-100-binary" / f"{name}.bin").write_bytes(records.tobytes())
     return folder
 
 
@@ -356,25 +359,13 @@ def test_dev_and_quiz_are_carved_out_of_the_training_pictures(tmp_path):
 
 
 def test_pictures_of_dev_and_test_do_not_stay_in_train_and_ones_own_dev_file_is_dev(tmp_path):
-    records = records_of(220)
-    write_cifar(tmp_path, test=records[:4].tobytes())
-    (tmp_path / "cifar-100-binary" / "dev.bin").write_bytes(records[4:44].tobytes())
+    records, place = records_of(220), write_cifar(tmp_path) / "cifar-100-binary"
+    (place / "test.bin").write_bytes(records[:4].tobytes())
+    (place / "dev.bin").write_bytes(records[4:44].tobytes())
     task = load_task("cifar100", str(tmp_path))
     assert task.dev.keys == list(map(bytes, records[4:44, 2:]))
     assert {*task.train.keys, *task.quiz.keys} == {*map(bytes, records[44:, 2:])}
     assert "left out 44 training examples that are in dev or test, too" in task.notes
-
-
-@pytest.mark.parametrize("name, content, message", [
-    ("train", records_of(9).tobytes() + b"x", "expected whole records of 3,074 bytes, found 27,667 bytes"),
-    ("train", bytes([20, 5]) + bytes(3072), "train.bin: record 1: expected labels up to 19 and 99, found [20  5]"),
-    ("test", bytes(3074) + bytes([3, 100]) + bytes(3072), "test.bin: record 2: expected labels up to 19 and 99"),
-])  # fmt: skip
-def test_bad_pictures_are_named_with_their_record(tmp_path, name, content, message):
-    write_cifar(tmp_path, **{name: content})
-    with pytest.raises(InputError) as error:
-        load_task("cifar100", str(tmp_path))
-    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_training_picture_is_a_crop_of_its_framed_self_mirrored_or_not():
