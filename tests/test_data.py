@@ -60,12 +60,15 @@ def test_the_files_of_the_reviews_are_what_the_grammar_writes(tmp_path):
         assert (tmp_path / f"{name}.tsv").read_bytes() == (data.REVIEWS / f"{name}.tsv").read_bytes()
 
 
-def test_splits_are_disjoint_and_a_function_of_the_seed():
-    one, two = (load_task("sst2", "builtin", seed=1) for _ in range(2))
-    splits = [set(split.keys) for split in (one.train, one.quiz, one.dev, one.test)]
-    assert sum(map(len, splits)) == len(set().union(*splits)) == 4800
-    assert one.train.keys == two.train.keys and (one.train.labels == two.train.labels).all()
-    assert set(load_task("sst2", "builtin", seed=6).quiz.keys) != splits[1]
+def test_splits_are_disjoint_and_row_for_row_what_they_were(tmp_path):
+    files = str(write_glue(tmp_path))
+    for folder, size, expected in [("builtin", 4800, "ee465df16a4900db"), (files, 50, "0763b81c51b539cb")]:
+        task = load_task("sst2", folder, seed=3)
+        splits = [split for split in (task.train, task.quiz, task.dev, task.test) if split]
+        rows = [(text, int(label)) for split in splits for text, label in zip(split.keys, split.labels)]
+        assert hashlib.sha256(repr(rows).encode()).hexdigest()[:16] == expected
+        assert len({text for text, _ in rows}) == len(rows) == size and task.notes == []
+        assert load_task("sst2", folder, seed=6).quiz.keys != task.quiz.keys
 
 
 def test_label_noise_flips_its_share_of_the_training_labels_alone():
@@ -113,37 +116,25 @@ def test_files_are_read_as_they_are(tmp_path):
     assert task.quiz.keys != ["again"]  # it stands in the file twice: its twin would stay behind
 
 
-def test_columns_are_found_by_name_and_a_labelled_test_file_is_scored(tmp_path):
-    write_glue(tmp_path, test="label\tindex\tsentence\n1\t0\tgood\n0\t1\tbad\n")
-    task = load_task("sst2", str(tmp_path))
-    assert task.test.keys == ["good", "bad"] and task.test.labels.tolist() == [1, 0]
-    assert len(task.quiz) == 4  # one in ten
-
-
-def test_training_examples_that_stand_in_dev_are_left_out_and_said(tmp_path):
-    write_glue(tmp_path, dev=[("sentence number 3", 1), ("other", 0)])
-    task = load_task("sst2", str(tmp_path))
-    assert "sentence number 3" not in task.train.keys + task.quiz.keys
-    assert len(task.train) + len(task.quiz) == 39
-    assert len(task.notes) == 1 and "left out 1 training example" in task.notes[0]
-
-
-@pytest.mark.parametrize("content, message", [
-    (b"", "train.tsv:1: expected one column 'sentence'"),
-    (b"sentence\tlabel\tlabel\nx\t1\t0\n", "train.tsv:1: expected one column 'label'"),
-    (b"sentence\tlabel\n", "train.tsv: expected a header and at least one sentence"),
-    (b"sentence\tlabel\n\t1\n \t0\n", "train.tsv: expected a header and at least one sentence"),
-    (b"sentence\tlabel\nx\t1\ny\0\t0\n", "train.tsv:3: expected text in UTF-8, found ['\\x00']"),
-    (b"sentence\tlabel\nx\t1\nx\t1\ny\t1\ny\t1\n", "expected a training file with at least two examples"),
-    (b"sentence\tlabel\nx\t1\ny\n", "train.tsv:3: expected 2 columns, found 1"),
-    (b"sentence\tlabel\nx\t1\ny\tgood\n", "train.tsv:3: expected a label of 0, 1, found 'good'"),
-    (b"\xef\xbb\xbfsentence\tlabel\nx\t1\n\xe9\t0\n", "train.tsv:3: expected text in UTF-8, found ['\\udce9']"),
+@pytest.mark.parametrize("file, content, message", [
+    ("train.tsv", b"", "train.tsv:1: expected one column 'sentence'"),
+    ("train.tsv", b"sentence\tlabel\tlabel\nx\t1\t0\n", "train.tsv:1: expected one column 'label'"),
+    ("train.tsv", b"sentence\tlabel\n\t1\n \t0\n", "train.tsv: expected a header and at least one sentence"),
+    ("train.tsv", b"sentence\tlabel\nx\t1\ny\0\t0\n", "train.tsv:3: expected text in UTF-8, found ['\\x00']"),
+    ("train.tsv", b"sentence\tlabel\nx\t1\nx\t1\ny\t1\ny\t1\n", "expected a training file with at least two examples"),
+    ("train.tsv", b"sentence\tlabel\nx\t1\ny\n", "train.tsv:3: expected 2 columns, found 1"),
+    ("train.tsv", b"sentence\tlabel\nx\t1\ny\tgood\n", "train.tsv:3: expected a label of 0, 1, found 'good'"),
+    ("train.tsv", b"sentence\tlabel\nx\t1\n\xe9\t0\n", "train.tsv:3: expected text in UTF-8, found ['\\udce9']"),
+    ("train.bin", bytes(27_667), "train.bin: expected whole records of 3,074 bytes, found 27,667 bytes"),
+    ("train.bin", bytes([20, 5]) + bytes(3072), "train.bin: record 1: expected labels up to 19 and 99, found [20  5]"),
+    ("test.bin", bytes(3074) + bytes([3, 100]) + bytes(3072), "test.bin: record 2: expected labels up to 19 and 99"),
 ])  # fmt: skip
-def test_bad_files_are_named_with_their_line(tmp_path, content, message):
-    write_glue(tmp_path)
-    (tmp_path / "SST-2" / "train.tsv").write_bytes(content)
+def test_bad_files_are_named_with_their_line_or_record(tmp_path, file, content, message):
+    task, write_files = ("sst2", write_glue) if file == "train.tsv" else ("cifar100", write_cifar)
+    [path] = write_files(tmp_path).rglob(file)
+    path.write_bytes(content)
     with pytest.raises(InputError) as error:
-        load_task("sst2", str(tmp_path))
+        load_task(task, str(tmp_path))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -170,19 +161,6 @@ def test_the_builtin_reviews_stand_in_where_the_default_directory_lacks_all_of_s
     (tmp_path / "data" / "SST-2" / "dev.tsv").unlink()
     with pytest.raises(InputError, match="dev.tsv: expected a file there; .*python notebooks/fetch.py sst2"):
         load_task("sst2")
-
-
-def digest(task) -> str:
-    """A short hash of the splits, row for row."""
-    splits = [split for split in (task.train, task.quiz, task.dev, task.test) if split]
-    rows = [(text, int(label)) for split in splits for text, label in zip(split.keys, split.labels)]
-    return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
-
-
-def test_splits_are_row_for_row_what_they_were_and_without_a_note(tmp_path):
-    builtin, files = (load_task("sst2", where, seed=3) for where in ("builtin", str(write_glue(tmp_path))))
-    assert (digest(builtin), digest(files)) == ("ee465df16a4900db", "0763b81c51b539cb")
-    assert builtin.notes == files.notes == []
 
 
 def test_a_class_that_the_quiz_lacks_is_said(tmp_path):
@@ -350,12 +328,11 @@ def records_of(n, seed=0):
     return records
 
 
-def write_cifar(folder, train=None, test=None):
-    """A miniature CIFAR-100, by default of 220 and 30 pictures."""
+def write_cifar(folder):
+    """A miniature CIFAR-100 of 220 and 30 pictures."""
     (folder / "cifar-100-binary").mkdir(exist_ok=True)
-    for name, content in (("train", train), ("test", test)):
-        default = records_of(220) if name == "train" else records_of(30, seed=1)
-        (folder / "cifar-100-binary" / f"{name}.bin").write_bytes(default.tobytes() if content is None else content)
+    for name, records in (("train", records_of(220)), ("test", records_of(30, seed=1))):
+        (folder / "cifar-100-binary" / f"{name}.bin").write_bytes(records.tobytes())
     return folder
 
 
@@ -382,26 +359,13 @@ def test_dev_and_quiz_are_carved_out_of_the_training_pictures(tmp_path):
 
 
 def test_pictures_of_dev_and_test_do_not_stay_in_train_and_ones_own_dev_file_is_dev(tmp_path):
-    records = records_of(220)
-    write_cifar(tmp_path, test=records[:4].tobytes())
-    (tmp_path / "cifar-100-binary" / "dev.bin").write_bytes(records[4:44].tobytes())
+    records, place = records_of(220), write_cifar(tmp_path) / "cifar-100-binary"
+    (place / "test.bin").write_bytes(records[:4].tobytes())
+    (place / "dev.bin").write_bytes(records[4:44].tobytes())
     task = load_task("cifar100", str(tmp_path))
     assert task.dev.keys == list(map(bytes, records[4:44, 2:]))
     assert {*task.train.keys, *task.quiz.keys} == {*map(bytes, records[44:, 2:])}
     assert "left out 44 training examples that are in dev or test, too" in task.notes
-
-
-@pytest.mark.parametrize("name, content, message", [
-    ("train", b"", "train.bin: expected whole records"),
-    ("train", records_of(9).tobytes() + b"x", "expected whole records of 3,074 bytes, found 27,667 bytes"),
-    ("train", bytes([20, 5]) + bytes(3072), "train.bin: record 1: expected labels up to 19 and 99, found [20  5]"),
-    ("test", bytes(3074) + bytes([3, 100]) + bytes(3072), "test.bin: record 2: expected labels up to 19 and 99"),
-])  # fmt: skip
-def test_bad_pictures_are_named_with_their_record(tmp_path, name, content, message):
-    write_cifar(tmp_path, **{name: content})
-    with pytest.raises(InputError) as error:
-        load_task("cifar100", str(tmp_path))
-    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_training_picture_is_a_crop_of_its_framed_self_mirrored_or_not():

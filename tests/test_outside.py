@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -108,15 +109,11 @@ def test_networks_by_name_and_by_directory(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- a full disk, Ctrl-C, two at once
 
 
-def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_when_there_is_room(tmp_path, monkeypatch, capsys):
-    """Full at every fourth file, again and again."""
-    settings, out = SMALL | {"methods": "finetune", "epochs": 1}, tmp_path / "run"
-    del settings["quiz_batch_size"]
-    whole, replace, calls = (
-        train.run(train.Config(**settings, out=str(tmp_path / "whole"))),
-        os.replace,
-        itertools.count(1),
-    )
+def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_when_there_is_room(finished, copied, monkeypatch, capsys):
+    """In its last stage, full at every fourth file, again and again."""
+    replace, calls = os.replace, itertools.count(1)
+    (copied / "seed1" / "metadistil.json").unlink()
+    (copied / "table.md").unlink()
 
     def full(*paths):
         if next(calls) % 4 == 0:
@@ -124,14 +121,14 @@ def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_when_there_is_room(tmp
         replace(*paths)
 
     monkeypatch.setattr(models.os, "replace", full)
-    assert "No space left on device" in refused(capsys, flags(**settings, out=out))
+    assert "No space left on device" in refused(capsys, ["--resume", copied])
     for failures in range(10):
-        assert not [*out.rglob("*.part")] and not (out / "table.md").exists()
+        assert not [*copied.rglob("*.part")] and not (copied / "table.md").exists()
         with contextlib.suppress(OSError):
-            train.resume(out)
+            train.resume(copied)
             break
     assert failures > 0
-    assert_same_numbers(whole.out, out)
+    assert_same_numbers(finished.out, copied)
 
 
 def test_ctrl_c_ends_in_one_line(copied, monkeypatch, capsys):
@@ -190,28 +187,17 @@ def in_terminal(arguments, text=b"", encoding="utf-8"):
     return status, streams["stdout"].read().splitlines(), streams["stderr"].read().splitlines()
 
 
-def test_every_model_answers_to_each_sentence_on_standard_input(finished, tmp_path):
-    def ask(run, *given):
-        return in_terminal(["--predict", "--out", run], *given)
-
-    status, said, errors = ask(finished.out, b"the plot is dull\r\n\nthe cast\tis witty\n")
+def test_every_model_answers_to_each_sentence_on_standard_input(finished):
+    ask = functools.partial(in_terminal, ["--predict", "--out", finished.out])
+    status, said, errors = ask(b"the plot is dull\r\n\nthe cast\tis witty\n")
     assert status is None and not errors
     assert [said[n] for n in (0, 6, 12)] == ["the plot is dull", "", "the cast\tis witty"] and len(said) == 18
     answer = re.compile(r"  (\w+ \w+( \w+)?) +(positive|negative) +(\d+\.\d)%")
     assert [answer.fullmatch(line)[1] for line in said[1:6]] == [*finished.models]
-    assert said[13:] == ask(finished.out, b"the cast is witty")[1][1:]  # a tab is white space there; in pairs it parts
-    pairs = models.load(checkpoint(tmp_path, TEXTS[:50], labels=["no", "yes"]))
-    pairs.columns, pairs.title = ("#1 String", "#2 String"), "student kd"
-    (tmp_path / "seed0").mkdir()
-    pairs.save(tmp_path / "seed0" / "student-kd.pt")
-    assert ask(tmp_path, b"one\tother\n\tother\n")[0] is None
-    for run, text, expected in [
-        (tmp_path, b"one\n", "#1 String and #2 String"),
-        (finished.out, b"caf\xe9 \xff\n", "sentence"),
-    ]:
-        status, _, [error] = ask(run, text)
-        assert status == 2 and error.startswith(f"train.py: expected {expected}, in UTF-8, found ")
-    latin, utf8 = (ask(finished.out, "naïve – 电影\n".encode(), encoding) for encoding in ("latin-1", "utf-8"))
+    assert said[13:] == ask(b"the cast is witty")[1][1:]  # a tab is white space there; in pairs it parts
+    status, _, [error] = ask(b"caf\xe9 \xff\n")
+    assert status == 2 and error.startswith("train.py: expected sentence, in UTF-8, found ")
+    latin, utf8 = (ask("naïve – 电影\n".encode(), encoding) for encoding in ("latin-1", "utf-8"))
     assert latin[0] is None and latin[1][1:] == utf8[1][1:]  # a letter that the terminal lacks is shown as another
 
 

@@ -25,11 +25,8 @@ def test_bad_flags(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for words, expected in [
         ("--tsak sst2", "unrecognized arguments"),
-        ("--epochs many", "invalid int value"),
         ("--epochs 0", "--epochs 0: expected a number from 1 to 1e+09"),
         ("--optimizer adam", "--optimizer adam: expected one of adamw, sgd"),
-        ("--task cola", "CoLA/train.tsv: expected a file there; to fetch it: python notebooks/fetch.py cola"),
-        ("--quiz-size 5000", "--quiz-size 5000: expected 1 to 89"),
         ("--methods kd,magic", "--methods magic: expected some of finetune, kd"),
         ("--methods kd --pilot-lr 0.1", "--pilot-lr: no method"),
         ("--teacher huge", "huge: expected a saved network (.pt), a directory with metadistil.pt, or one of micro"),
@@ -89,7 +86,7 @@ def test_harmless_lines_of_one_class_train(tmp_path):
 
 
 def test_damaged_files_neither_teach_nor_answer_nor_go_on(capsys, tmp_path):
-    """Networks and a stage's checkpoint. tests/test_models.py has more kinds of damage."""
+    """A stage's checkpoint and a network. tests/test_models.py has more kinds of damage."""
     run = tmp_path / "run"
     with stopped_after(4), pytest.raises(KeyboardInterrupt):
         train.run(small(run, methods="kd"))
@@ -97,15 +94,13 @@ def test_damaged_files_neither_teach_nor_answer_nor_go_on(capsys, tmp_path):
     half_way.write_bytes(half_way.read_bytes()[:-100])
     assert f"{half_way}: expected" in refused(capsys, ["--resume", run])
     source = Path(checkpoint(tmp_path / "network", TEXTS[:50], labels=["negative", "positive"]), "metadistil.pt")
-    whole, saved = source.read_bytes(), torch.load(source, weights_only=True)
+    saved = torch.load(source, weights_only=True)
     torch.save(saved | {"tokenizer": data.train_tokenizer(TEXTS).to_str()}, source)  # of more words than it has rows
-    for content in (source.read_bytes(), whole[: len(whole) // 2]):
-        source.write_bytes(content)
-        for path in (source, source.parent):
-            said = refused(capsys, flags(**SMALL | {"teacher": path, "out": tmp_path / "new"}))
-            assert f"{path}: expected a saved network" in said and not (tmp_path / "new").exists()
-        (run / "seed0" / "student-kd.pt").write_bytes(content)
-        assert "student-kd.pt: expected" in refused(capsys, ["--predict", "A film.", "--out", run])
+    for path in (source, source.parent):
+        said = refused(capsys, flags(**SMALL | {"teacher": path, "out": tmp_path / "new"}))
+        assert f"{path}: expected a saved network" in said and not (tmp_path / "new").exists()
+    shutil.copy(source, run / "seed0" / "student-kd.pt")
+    assert "student-kd.pt: expected" in refused(capsys, ["--predict", "A film.", "--out", run])
 
 
 class OddConfig(models.EncoderConfig):
@@ -145,12 +140,8 @@ def test_what_cannot_work_is_refused_before_anything_is_written(finished, tmp_pa
 
 
 def test_numbers_that_are_not_finite_stop_the_run_in_one_line(tmp_path, capsys, finished):
-    for rates, expected in [
-        ({"finetune_lr": 1e30}, "teacher, step 2: expected a finite loss"),
-        ({"student_lr": 1e30, "warmup_epochs": 0}, "expected finite gradients"),
-    ]:
-        command = flags(**SMALL | {"methods": "metadistil", "out": tmp_path / next(iter(rates))} | rates)
-        assert expected in refused(capsys, command)
+    said = refused(capsys, flags(**SMALL | {"finetune_lr": 1e30, "out": tmp_path / "run"}))
+    assert "teacher, step 2: expected a finite loss" in said
     seed = train.Seed(finished.config, 0)
     student = seed.model("student")
     torch.nn.init.constant_(student.network.classifier.bias, torch.nan)
