@@ -11,16 +11,7 @@ import metadistil
 import models
 import train
 
-RATE = 1e5  # far too much, but then rounding is far below what moves
-
-
-@pytest.fixture(scope="module")
-def taught_run(tmp_path_factory):
-    """A run's configuration, whose kd has been trained, and so its teacher."""
-    out = tmp_path_factory.mktemp("taught") / "run"
-    sizes = {"train_size": 60, "quiz_size": 20, "batch_size": 16, "teacher_epochs": 2, "warmup_epochs": 1, "epochs": 2}
-    networks = {"teacher": "tiny", "student": "micro", "methods": "kd"}
-    return train.run(train.Config(data="builtin", out=str(out), **sizes, **networks)).config
+RATE = 1e8  # far too much, but then rounding is far below what moves
 
 
 def flat(gradients):
@@ -36,11 +27,11 @@ def take_step(stage, k):
     stage.method.step(stage, stage.seed.batch(rows, k), rows, k)
 
 
-def first_step(config, method):
+def first_step(finished, method):
     """(stage, the teacher's gradient as a vector) of the first step by the method, where SGD has the rate RATE."""
     plain = {"teacher_optimizer": "sgd", "schedule": "falls", "teacher_lr": RATE, "warmup_epochs": 0}
     settings = plain | {"methods": "kd,metadistil", "quiz_batch_size": 8}
-    stage = train.Stage(train.Seed(train.resolved(train.dataclasses.replace(config, **settings)), 0), method)
+    stage = train.Stage(train.Seed(train.resolved(train.dataclasses.replace(finished.config, **settings)), 0), method)
     [teacher] = stage.teachers
     before = flat(theta.detach().clone() for theta in teacher.parameters())
     take_step(stage, 0)
@@ -53,22 +44,22 @@ def at_first(stage):
     return student, teacher, stage.seed.batch(stage.rows(0), 0)
 
 
-def test_the_teachers_own_job_pulls_so_many_times_as_hard_as_the_quiz(taught_run):
-    stage, usual = first_step(taught_run, "metadistil")
+def test_the_teachers_own_job_pulls_so_many_times_as_hard_as_the_quiz(finished):
+    stage, usual = first_step(finished, "metadistil")
     _, teacher, (inputs, labels) = at_first(stage)
     loss = metadistil.hard_loss(teacher(**inputs), labels)
     own = flat(torch.autograd.grad(loss, list(teacher.parameters()), materialize_grads=True))
     added = {}
     for weight in (0.3, 1.0, 3.0):
-        added[weight] = first_step(taught_run, f"own-job-{weight:g}")[1] - usual
+        added[weight] = first_step(finished, f"own-job-{weight:g}")[1] - usual
         assert added[weight].norm().item() == pytest.approx(weight * usual.norm().item(), rel=1e-3)
         assert torch.cosine_similarity(added[weight], own, dim=0) == pytest.approx(1, abs=1e-4)
-    _, alone = first_step(taught_run, "own-job-1-alone")  # its control does the same with the quiz unheard
+    _, alone = first_step(finished, "own-job-1-alone")  # its control does the same with the quiz unheard
     assert (alone - added[1]).norm() < 1e-3 * added[1].norm()
 
 
-def test_less_the_mean_shifts_nothing_of_all_answers(taught_run):
-    stage, ours = first_step(taught_run, "less-the-mean")
+def test_less_the_mean_shifts_nothing_of_all_answers(finished):
+    stage, ours = first_step(finished, "less-the-mean")
     student, teacher, batch = at_first(stage)
     settings, trace = {"pilot_lr": stage.config.pilot_lr, "loss": stage.loss}, {}
     metadistil.meta_gradient(student, teacher, batch, stage.quiz(0), trace=trace, **settings)
@@ -76,26 +67,26 @@ def test_less_the_mean_shifts_nothing_of_all_answers(taught_run):
     heard = (teacher(**batch[0]) * (message - message.mean(dim=0))).sum()
     expected = flat(torch.autograd.grad(heard, list(teacher.parameters()), materialize_grads=True))
     assert (ours - expected).norm() < 1e-2 * expected.norm()
-    _, usual = first_step(taught_run, "metadistil")
+    _, usual = first_step(finished, "metadistil")
     # The last parameters are the classifier's bias, which alone shifts all answers alike.
     assert ours[-2:].norm() < 1e-3 * usual[-2:].norm()
 
 
 @pytest.mark.parametrize("share", [0.5, 2.0])
-def test_a_clipped_teacher_goes_as_far_as_its_gradient_is_long_and_no_farther(taught_run, share, monkeypatch):
-    _, usual = first_step(taught_run, "metadistil")
+def test_a_clipped_teacher_goes_as_far_as_its_gradient_is_long_and_no_farther(finished, share, monkeypatch):
+    _, usual = first_step(finished, "metadistil")
     monkeypatch.setattr(methods, "CLIP", share * usual.norm().item())
-    _, moved = first_step(taught_run, "clipped-sgd")
+    _, moved = first_step(finished, "clipped-sgd")
     expected = min(share, 1) * usual
     assert (moved - expected).norm() < 1e-3 * expected.norm()
-    _, walked = first_step(taught_run, "random-walk")  # as long, and leads elsewhere
+    _, walked = first_step(finished, "random-walk")  # as long, and leads elsewhere
     assert walked.norm().item() == pytest.approx(expected.norm().item(), rel=1e-3)
     assert abs(torch.cosine_similarity(walked, usual, dim=0)) < 0.1
 
 
 @pytest.mark.parametrize("name", ["clipped-sgd", "random-walk"])
-def test_a_clipped_teachers_rate_falls_whatever_the_schedule(taught_run, name):
-    config = train.dataclasses.replace(taught_run, methods=name, teacher_lr=1e-3, schedule="linear")
+def test_a_clipped_teachers_rate_falls_whatever_the_schedule(finished, name):
+    config = train.dataclasses.replace(finished.config, methods=name, teacher_lr=1e-3, schedule="linear")
     stage = train.Stage(train.Seed(train.resolved(config), 0), name)
     rates = []
     for k in range(5, 15):  # after the warm-up; the rate falls at 62.5%, 75% and 87.5%
@@ -118,10 +109,8 @@ def test_without_a_pilot_the_quiz_is_sat_where_the_student_stands():
     of_student = gradient(L_S, theta_S, create_graph=True)
     v = gradient(metadistil.hard_loss(student(**quiz[0]), quiz[1]), theta_S)
     of_teacher = gradient(-0.3 * sum((g * d).sum() for g, d in zip(of_student, v)), theta_T)
-    moved = [
-        [(theta - 0.1 * g).detach() for theta, g in zip(*pair)]
-        for pair in ((theta_S, of_student), (theta_T, of_teacher))
-    ]
+    both = (theta_S, of_student), (theta_T, of_teacher)
+    moved = [[(theta - 0.1 * g).detach() for theta, g in zip(*pair)] for pair in both]
     stage = types.SimpleNamespace(
         learner=student,
         teachers=[teacher],
@@ -136,9 +125,9 @@ def test_without_a_pilot_the_quiz_is_sat_where_the_student_stands():
     torch.testing.assert_close([[theta.detach() for theta in of] for of in (theta_S, theta_T)], moved)
 
 
-def test_in_mutual_learning_both_learn_from_each_other_and_no_quiz_is_sat(taught_run, monkeypatch):
+def test_in_mutual_learning_both_learn_from_each_other_and_no_quiz_is_sat(finished, monkeypatch):
     monkeypatch.setattr(metadistil, "meta_gradient", lambda *_, **__: pytest.fail("a quiz"))
-    stage, moved = first_step(taught_run, "mutual")
+    stage, moved = first_step(finished, "mutual")
     student, teacher, batch = at_first(stage)
     optimizer = train.OPTIMIZERS[stage.config.optimizer](student.parameters(), lr=stage.optimizer.param_groups[0]["lr"])
     metadistil.real_update(student, [teacher], batch, optimizer, stage.loss)

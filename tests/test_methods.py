@@ -23,7 +23,7 @@ def test_the_loss_of_pkd_worked_by_hand():
     assert methods.pkd_loss(student, teacher).item() == pytest.approx(0.02)
 
 
-def test_the_layers_that_pkd_matches():
+def test_the_layers_that_pkd_matches_and_others_are_refused_before_anything_is_written(tmp_path):
     """Of a student's M layers all but the last, of a teacher's L every (L / M)-th: Sun et al. 2019, section 3.2."""
     for M, L, of_student, of_teacher in [(2, 4, (1,), (2,)), (4, 4, (1, 2, 3), (1, 2, 3)), (3, 12, (1, 2), (4, 8))]:
         assert methods.patient_layers(encoder(M), encoder(M)) == of_student
@@ -34,6 +34,9 @@ def test_the_layers_that_pkd_matches():
             methods.patient_layers(student, teacher)
     with pytest.raises(train.InputError, match="found ResNetConfig"):
         methods.patient_layers(picture, picture)
+    with pytest.raises(train.InputError, match="pkd: expected a student of 2 layers.*, found "):
+        train.run(small(tmp_path / "run", methods="pkd"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_pkd_matches_hidden_states_alone_and_inside_metadistil(tmp_path, monkeypatch):
@@ -51,12 +54,6 @@ def test_pkd_matches_hidden_states_alone_and_inside_metadistil(tmp_path, monkeyp
             matched = stage.learner.layers, stage.teachers[0].layers
             assert matched == (((1,), (2,)) if method == patient else ((), ()))
         assert losses[patient] > losses[plain] + 0.1 and not torch.equal(weights[patient], weights[plain])
-
-
-def test_layers_that_do_not_match_are_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(train.InputError, match="pkd: expected a student of 2 layers.*, found "):
-        train.run(small(tmp_path / "run", methods="pkd"))
-    assert not (tmp_path / "run").exists()
 
 
 def test_train_says_where_pkd_is(tmp_path, monkeypatch, capsys):

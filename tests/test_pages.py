@@ -1,45 +1,40 @@
 """Notebooks as pages of a browser: rendered to static HTML, opened, played. Skipped where there is no Chromium."""
 
-import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, chromium
+from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "notebooks"))
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def browser(tmp_path):
-    """Chromium without a window and without a net."""
-    found = chromium(tmp_path / "profile", page_load_strategy="eager")  # the fonts for formulas are out of reach
-    yield found
-    found.quit()
+@pytest.fixture(scope="module")
+def page_of(tmp_path_factory):
+    """A function: the stem of a notebook -> its address as a static page, rendered once."""
+    nbconvert, folder = pytest.importorskip("nbconvert"), tmp_path_factory.mktemp("pages")
+
+    def address(stem):
+        page = folder / f"{stem}.html"
+        if not page.exists():
+            content, _ = nbconvert.HTMLExporter().from_filename(ROOT / "notebooks" / f"{stem}.ipynb")
+            page.write_text(content, encoding="utf-8")
+        return page.as_uri()
+
+    return address
 
 
-def page_of(stem, folder):
-    """The notebook as it is committed, as a static page -> its address."""
-    pytest.importorskip("nbconvert")
-    notebook = ROOT / "notebooks" / f"{stem}.ipynb"
-    command = [sys.executable, "-m", "nbconvert", "--to", "html", notebook, "--output-dir", folder]
-    subprocess.run(command, check=True, capture_output=True)
-    return (folder / f"{stem}.html").as_uri()
-
-
-def wait(browser, condition, seconds=60):
+def test_notebook_02_holds_the_page_of_its_scene(browser, page_of):
     from selenium.webdriver.support.ui import WebDriverWait
 
-    return WebDriverWait(browser, seconds).until(lambda _: condition())
-
-
-def test_notebook_02_holds_the_page_of_its_scene(browser, tmp_path):
     scene = pytest.importorskip("scene")
-    browser.get(page_of("02_pilot_update", tmp_path))
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.get(page_of("02_pilot_update"))
     frame, still = (browser.find_element("css selector", selector) for selector in (".scene iframe", ".scene .still"))
     browser.switch_to.frame(frame)
-    wait(browser, lambda: browser.execute_script("return 'scene' in window && size > 1"))
+    is_drawn = "return 'scene' in window && size > 1"
+    WebDriverWait(browser, 60).until(lambda _: browser.execute_script(is_drawn))
     browser.execute_script("scene.set({alpha: 0.5})")
     found, wanted = browser.execute_script("return scene.values()"), scene.one_step(alpha=0.5).parts
     assert found["meta_gradient"] == pytest.approx(wanted[7].value.item(), abs=1e-12)
@@ -51,8 +46,8 @@ def test_notebook_02_holds_the_page_of_its_scene(browser, tmp_path):
 
 
 @pytest.mark.parametrize("stem", [path.stem for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))])
-def test_every_figure_of_a_page_can_be_seen(browser, tmp_path, stem):
-    browser.get(page_of(stem, tmp_path))
+def test_every_figure_of_a_page_can_be_seen(browser, page_of, stem):
+    browser.get(page_of(stem))
     widths = browser.execute_script("return [...document.images].map(image => image.naturalWidth)")
     assert len(widths) >= 6 and min(widths) >= 600
     captions = [one.text for one in browser.find_elements("css selector", "strong") if one.text.startswith("Figure")]
