@@ -312,8 +312,8 @@ def test_a_converter_broken_on_purpose_is_caught(tmp_path, monkeypatch, capsys):
     reference = publish(tmp_path)
     # Weights as they are drawn: in single precision a wrong epsilon would make no difference above 1e-4.
     fetch.transformers.BertForSequenceClassification(reference.config).save_pretrained(tmp_path)
-    read, shape_of = Tokenizer.from_str, fetch.shape_of
-    in_capitals = types.SimpleNamespace(from_str=lambda text: read(text.replace('"lowercase":true', '"lowercase":false')))
+    read, shape_of, wrong = Tokenizer.from_str, fetch.shape_of, '"lowercase":false'
+    in_capitals = types.SimpleNamespace(from_str=lambda text: read(text.replace('"lowercase":true', wrong)))
     for name, broken, said in [
         ("relabel", lambda model, wanted: [2, 0, 1], "the logits"),
         ("Tokenizer", in_capitals, "the tokenisers differ"),

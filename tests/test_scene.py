@@ -78,6 +78,22 @@ def test_the_colours_of_the_page_can_be_told_apart():
         assert min(apart(seen, DEUTERANOPIA).values()) > FAR
 
 
+# ---- The film of the README
+
+
+def test_in_the_film_the_teacher_turns_and_the_quiz_loss_falls():
+    pytest.importorskip("matplotlib").use("agg")
+    film, image = pytest.importorskip("film"), pytest.importorskip("PIL.Image")
+    losses, angles = zip(*((step.parts[4].value, step.parts[8].value) for step in film.steps()))
+    assert losses[0] == scene.one_step().parts[4].value
+    assert all(later < before for before, later in zip(losses, losses[1:]))
+    assert all(later < before for before, later in zip(angles, angles[1:])) and angles[-1] < 90 < angles[0]
+    whole = film.FOLDER / "film.gif"
+    with image.open(whole) as frames:
+        assert frames.n_frames == film.STEPS and whole.stat().st_size < 1_000_000
+    assert all((film.FOLDER / name).stat().st_size < 100_000 for name in ("step.png", "scene.png"))
+
+
 # ---- In a browser
 
 
