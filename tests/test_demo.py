@@ -210,6 +210,7 @@ def visit(browser, page):
     """Open the page on a narrow screen. Returns what can be filled in or pressed, by its name for a screen reader."""
     size = {"width": 320, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get_log("browser")  # of pages before
     browser.get(f"http://127.0.0.1:{page.server_port}/")
     wait_for(lambda: shown(browser, "#about") != [""])
     return {found.accessible_name: found for found in browser.find_elements("css selector", "input, #gallery button")}

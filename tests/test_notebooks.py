@@ -61,7 +61,7 @@ def test_a_notebook_runs_and_finds_its_solutions_right(path):
 
 
 @each_notebook
-def test_a_notebook_is_committed_with_its_figures(path):
+def test_a_notebook_is_committed_with_its_figures_and_hints_and_without_solutions(path):
     cells = code_of(path)
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert any("image/png" in output.get("data", {}) for output in outputs)
@@ -71,11 +71,6 @@ def test_a_notebook_is_committed_with_its_figures(path):
            if getattr(value, "__module__", None) == module.__name__}  # fmt: skip
     defined = re.findall(r"^(?:def|class) (\w+)", "\n".join(cell["source"] for cell in cells), re.MULTILINE)
     assert not own & {*defined}  # imported, never written again
-
-
-@each_notebook
-def test_every_exercise_has_its_hint_and_its_solution_stands_elsewhere(path):
-    cells = code_of(path)
     exercises = {exercise_in(cell["source"]): cell for cell in cells if exercise_in(cell["source"])}
     for known in (HINTS, ANSWERS):
         assert list(exercises) == sorted(name for name in known if name[0] == path.name[1])
@@ -86,3 +81,47 @@ def test_every_exercise_has_its_hint_and_its_solution_stands_elsewhere(path):
     for answer in ANSWERS.values():
         answer = re.sub(r"#.*|\s", "", answer).rpartition("answer=")[2]
         assert len(answer) < 8 or answer not in written  # shorter ones occur by chance
+
+
+# ---- As pages of a browser
+
+
+def page_of(path, folder):
+    """The notebook as it is committed, as a static page -> its address."""
+    page = folder / f"{path.stem}.html"
+    content, _ = pytest.importorskip("nbconvert").HTMLExporter().from_filename(path)
+    page.write_text(content, encoding="utf-8")
+    return page.as_uri()
+
+
+@pytest.mark.slow
+def test_notebook_02_holds_the_page_of_its_scene(browser, tmp_path):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    scene = pytest.importorskip("scene")
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.get(page_of(NOTEBOOKS[1], tmp_path))
+    frame, still = (browser.find_element("css selector", selector) for selector in (".scene iframe", ".scene .still"))
+    browser.switch_to.frame(frame)
+    is_drawn = "return 'scene' in window && size > 1"
+    WebDriverWait(browser, 60).until(lambda _: browser.execute_script(is_drawn))
+    browser.execute_script("scene.set({alpha: 0.5})")
+    found, wanted = browser.execute_script("return scene.values()"), scene.one_step(alpha=0.5).parts
+    assert found["meta_gradient"] == pytest.approx(wanted[7].value.item(), abs=1e-12)
+    height = browser.execute_script("return document.documentElement.scrollHeight")
+    browser.switch_to.default_content()
+    assert frame.size["height"] >= height and not still.is_displayed()
+    browser.execute_script("arguments[0].remove()", frame)  # as places do that allow no frames
+    assert still.is_displayed() and still.find_element("css selector", "a").get_attribute("href").endswith("scene.html")
+
+
+@pytest.mark.slow
+@each_notebook
+def test_every_figure_of_a_page_can_be_seen(browser, tmp_path, path):
+    browser.get(page_of(path, tmp_path))
+    widths = browser.execute_script("return [...document.images].map(image => image.naturalWidth)")
+    assert len(widths) >= 6 and min(widths) >= 600
+    captions = [one.text for one in browser.find_elements("css selector", "strong") if one.text.startswith("Figure")]
+    assert captions == [f"Figure {int(path.stem[1])}.{k}." for k in range(1, len(captions) + 1)] and len(captions) >= 6
+    assert not browser.find_elements("css selector", ".jp-RenderedText[data-mime-type*=stderr]")
+    assert len(browser.find_elements("css selector", ".jp-RenderedMarkdown table")) >= 3  # tables are rendered

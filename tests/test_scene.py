@@ -1,6 +1,5 @@
 """Notebook 02's scene: what it shows of a step is what metadistil.py computes, in Python and on its page."""
 
-import itertools
 import json
 import math
 import re
@@ -9,7 +8,8 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import ROOT, chromium
+from conftest import ROOT
+from test_draw import DEUTERANOPIA, FAR, apart
 
 import metadistil
 
@@ -58,11 +58,6 @@ def test_one_step_is_what_metadistil_computes(settings):
     assert largest_difference(found, wanted) < 1e-9
 
 
-def test_the_meta_gradient_is_the_product_of_the_two_arrows():
-    v, velocity, product = (part.value for part in scene.one_step().parts[5:8])
-    assert torch.allclose(v @ velocity, product, rtol=1e-12)
-
-
 def test_the_page_holds_the_words_and_the_world_of_scene_py():
     text = scene.PAGE.read_text(encoding="utf-8")
     assert scene.written_into(text) == text, "run python notebooks/scene.py"
@@ -70,40 +65,43 @@ def test_the_page_holds_the_words_and_the_world_of_scene_py():
     frame = scene.page().data
     assert "data:image/png" in frame and 'href="scene.html"' in frame
     notebook = json.loads((ROOT / "notebooks" / "02_pilot_update.ipynb").read_text(encoding="utf-8"))
-    shown = [
-        output
-        for cell in notebook["cells"]
-        for output in cell.get("outputs", [])
-        if "text/html" in output.get("data", {})
-    ]
-    assert frame in ["".join(output["data"]["text/html"]) for output in shown]  # the notebook shows it as it is now
+    outputs = [output.get("data", {}) for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    assert frame in ["".join(output.get("text/html", "")) for output in outputs]  # the notebook shows it as it is now
 
 
 def test_the_colours_of_the_page_can_be_told_apart():
-    from test_draw import DEUTERANOPIA, delta_e, lab
+    themes = re.findall(r":root {.*?}", scene.PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(themes) == 2  # light and dark
+    for theme in themes:
+        colours = dict(re.findall(r"--(\w+): (#\w{6})", theme))
+        seen = {name: colours[name] for name in ("page", "ink", "lit", "teacher", "quiz")}
+        assert min(apart(seen, DEUTERANOPIA).values()) > FAR
 
-    css = scene.PAGE.read_text(encoding="utf-8")
-    light, dark = (
-        dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in re.findall(r":root {.*?}", css, re.DOTALL)
-    )
-    for theme in (light, dark):
-        seen = [lab(theme[name], DEUTERANOPIA) for name in ("page", "ink", "lit", "teacher", "quiz")]
-        assert min(delta_e(*pair) for pair in itertools.combinations(seen, 2)) > 15
+
+# ---- The film of the README
+
+
+def test_in_the_film_the_teacher_turns_and_the_quiz_loss_falls():
+    pytest.importorskip("matplotlib").use("agg")
+    film, image = pytest.importorskip("film"), pytest.importorskip("PIL.Image")
+    losses, angles = zip(*((step.parts[4].value, step.parts[8].value) for step in film.steps()))
+    assert losses[0] == scene.one_step().parts[4].value
+    assert all(later < before for before, later in zip(losses, losses[1:]))
+    assert all(later < before for before, later in zip(angles, angles[1:])) and angles[-1] < 90 < angles[0]
+    whole = film.FOLDER / "film.gif"
+    with image.open(whole) as frames:
+        assert frames.n_frames == film.STEPS and whole.stat().st_size < 1_000_000
+    assert all((film.FOLDER / name).stat().st_size < 100_000 for name in ("step.png", "scene.png"))
 
 
 # ---- In a browser
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    found = chromium(tmp_path_factory.mktemp("browser") / "profile")
-    yield found
-    found.quit()
-
-
 @pytest.fixture
 def page(browser):
-    """The page as it is when opened."""
+    """The page as it is when opened, on a screen as wide as the window."""
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.get_log("browser")  # of pages before
     browser.get(scene.PAGE.as_uri())
     yield browser
     assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
@@ -159,39 +157,19 @@ def test_every_number_of_the_page_is_metadistils(page):
     assert len(seen) == 20  # each act has changed something
 
 
-@pytest.mark.slow
-def test_a_wrong_formula_would_be_seen(browser, tmp_path):
-    text = scene.PAGE.read_text(encoding="utf-8")
-    for right, wrong in (
-        ("* sigma(-t / T) *", "*"),
-        ("sigma(s) - y)", "sigma(s))"),
-        ("alpha * T * T * kl", "alpha * kl"),
-    ):
-        assert right in text
-        (tmp_path / "wrong.html").write_text(text.replace(right, wrong), encoding="utf-8")
-        browser.get((tmp_path / "wrong.html").as_uri())
-        assert differences(browser) > 1e-3
-
-
 def shown(page):
     """The value of each part, as the page writes it."""
     return [cell.text for cell in page.find_elements("css selector", "tbody td:last-child")]
 
 
 @pytest.mark.slow
-def test_what_is_written_in_the_rows_are_the_values(page):
-    values, _ = values_and_state(page)
+def test_what_rows_and_sentence_say_are_the_values(page):
+    values, state = values_and_state(page)
     numbers = [re.findall(r"-?\d+\.\d+", text.replace("−", "-")) for text in shown(page)]
     for key, found in zip(KEYS, numbers):
         wanted = values[key][0] if key == "teacher_logits" else values[key]
-        assert [float(number) for number in found] == pytest.approx(
-            wanted if isinstance(wanted, list) else [wanted], abs=5e-5
-        )
-
-
-@pytest.mark.slow
-def test_the_sentence_says_the_values(page):
-    values, state = values_and_state(page)
+        wanted = wanted if isinstance(wanted, list) else [wanted]
+        assert [float(number) for number in found] == pytest.approx(wanted, abs=5e-5)
     before = scene.quiz_loss(torch.tensor(state["theta_S"], dtype=torch.float64)).item()
     here, there = math.degrees(state["phi"]), values["new_angle"]
     numbers = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", page.find_element("id", "says").text)]
