@@ -645,8 +645,7 @@ def try_stage(stage):
 
 def claim(config):
     """Make the run's directory: --out, new or empty, or runs/TASK-KIND-MMDD-HHMMSS. Raises InputError."""
-    out = config.out or time.strftime(f"runs/{config.task}-{kind_of_run(config)}-%m%d-%H%M%S")
-    out = os.path.abspath(os.path.expanduser(out))
+    out = os.path.abspath(config.out or time.strftime(f"runs/{config.task}-{kind_of_run(config)}-%m%d-%H%M%S"))
     taken = os.path.isdir(out) and os.listdir(out)
     out, taken = from_all((out, taken))[0]  # the first process decides
     expect(not taken, f"--out {out}: expected a new or empty directory; to go on with a run: --resume")

@@ -6,7 +6,6 @@ import http.server
 import itertools
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
@@ -78,10 +77,6 @@ def small_pictures(folder, out, **other):
 
 def flags(**values):
     return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-
-
-def command_line(*arguments, **options):
-    return subprocess.run([sys.executable, ROOT / "train.py", *arguments], capture_output=True, text=True, **options)
 
 
 def refused(capsys, arguments) -> str:

@@ -30,11 +30,6 @@ def test_it_runs_to_its_end_and_counts_the_arithmetic(monkeypatch, capsys):
     assert "\n- jvp, bf16: relative difference" in printed
 
 
-def test_it_has_no_rows_in_bfloat16_where_that_is_imitated(monkeypatch):
-    monkeypatch.setattr(train, "bf16_in_hardware", lambda: False)
-    assert list(benchmark.Bench(benchmark.flags()).pairs) == ["fp32"]
-
-
 @pytest.mark.slow
 def test_on_paper_a_step_has_the_arithmetic_that_is_counted_by_hand(monkeypatch):
     """In forward passes of the student, half as deep as its teacher: KD 5, MetaDistil 19, by jvp one more."""

@@ -11,7 +11,6 @@ import importlib.util
 import json
 import math
 import os
-import re
 import types
 from contextlib import contextmanager
 from functools import partial
@@ -20,7 +19,7 @@ from pathlib import Path
 import exercise_solution
 import pytest
 import torch
-from conftest import ROOT, shaken, small
+from conftest import shaken, small
 from torch import nn
 
 import metadistil
@@ -306,11 +305,3 @@ def test_a_mistake_fails_at_its_step_and_the_hint_says_why():
             check(module)
         said = "\n".join([str(failure.value), *getattr(failure.value, "__notes__", [])])
         assert hint in said.partition("Hint: ")[2], piece
-
-
-def test_what_the_page_says_to_read_is_there():
-    page = (ROOT / "notebooks" / "exercise.md").read_text(encoding="utf-8")
-    to_read = re.findall(r"\*\*Then read\*\* (.*?)\.(?:\s|$)", page, re.DOTALL)
-    names = {name for sentence in to_read for name in re.findall(r"`(\w+)`", sentence)}
-    assert {"kd_loss", "meta_step"} <= names
-    assert [name for name in names if not hasattr(metadistil, name) and not hasattr(train, name)] == []

@@ -90,15 +90,6 @@ def flat(gradients):
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
-def take_step(stage, k):
-    """Training step k of a stage, by itself."""
-    schedule, rows = train.SCHEDULES[stage.config.schedule], stage.rows(k)
-    train.set_rate(stage.optimizer, stage.rate * schedule(k, stage.total))
-    share = schedule(k - stage.warmup_steps, stage.total - stage.warmup_steps)
-    train.set_rate(stage.teacher_optimizer, stage.config.teacher_lr * share)
-    stage.method.step(stage, stage.seed.batch(rows, k), rows, k)
-
-
 def first_step(finished, method):
     """(stage, the teacher's gradient as a vector) of the first step by the method, where SGD has the rate RATE."""
     plain = {"teacher_optimizer": "sgd", "schedule": "falls", "teacher_lr": RATE, "warmup_epochs": 0}
@@ -106,7 +97,7 @@ def first_step(finished, method):
     stage = train.Stage(train.Seed(train.resolved(train.dataclasses.replace(finished.config, **settings)), 0), method)
     [teacher] = stage.teachers
     before = flat(theta.detach().clone() for theta in teacher.parameters())
-    take_step(stage, 0)
+    stage.step(0)
     return stage, (before - flat(theta.detach() for theta in teacher.parameters())) / RATE
 
 
@@ -162,7 +153,7 @@ def test_a_clipped_teachers_rate_falls_whatever_the_schedule(finished, name):
     stage = train.Stage(train.Seed(train.resolved(config), 0), name)
     rates = []
     for k in range(5, 15):  # after the warm-up; the rate falls at 62.5%, 75% and 87.5%
-        take_step(stage, k)
+        stage.step(k)
         rates.append(stage.teacher_optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx(7 * [1e-3] + [1e-4, 1e-5, 1e-6])
 

@@ -78,14 +78,14 @@ def test_the_directory_of_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x").mkdir()  # an empty one is free
-    assert train.claim(small("~/x")) == str(tmp_path / "x") and (tmp_path / "x" / "seed0").is_dir()
+    assert train.claim(train.resolved(small("~/x"))) == str(tmp_path / "x") and (tmp_path / "x" / "seed0").is_dir()
     (tmp_path / "y").mkdir()
     (tmp_path / "y" / "config.json").write_text("of something else")
     assert f"--out {tmp_path}/y: expected a new or empty directory" in refused(capsys, flags(**SMALL, out="~/y"))
     assert os.listdir("y") == ["config.json"] and (tmp_path / "y" / "config.json").read_text() == "of something else"
     with monkeypatch.context() as patch, pytest.raises(OSError, match="seed0"):
         patch.setattr(os, "listdir", lambda path: [])  # another run has just looked, too
-        train.claim(small("~/x"))
+        train.claim(train.resolved(small("~/x")))
     for source, kind in ((data.BUILTIN, "builtin"), (str(FEW), "files")):
         out = train.claim(train.Config(task="sst2", data=source, teacher="micro", student="micro"))
         assert re.fullmatch(rf"{tmp_path}/runs/sst2-{kind}-\d{{4}}-\d{{6}}", out)

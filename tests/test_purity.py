@@ -249,8 +249,6 @@ def step_of(share, mode, loss):
 
 
 STEPS = {"second_order": ("second_order", states_loss), "jvp": ("jvp", states_loss), "sum": ("jvp", summed_loss)}
-
-
 SHARES = [(0, 0.25), (0.25, 0.5), (0.5, 1)]  # uneven
 
 

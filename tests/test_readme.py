@@ -78,11 +78,6 @@ def test_its_differences_are_those_of_the_record():
     assert with_interval and [found for found in with_interval if found not in results] == []
 
 
-def test_its_tasks_are_those_there_are():
-    [tasks] = re.findall(r"^Tasks: .*?\)\.", README, re.DOTALL | re.MULTILINE)
-    assert set(re.findall(r"`(\w+)`", tasks)) == {name for name in data.TASKS if name != "mine"}
-
-
 def test_the_figures_in_the_teachers_page_are_those_of_the_notebooks():
     for notebook, figure in re.findall(r"[Nn]otebook 0(\d), figure (\d\.\d+)", PAGES["teaching.md"]):
         [path] = (ROOT / "notebooks").glob(f"0{notebook}_*.ipynb")

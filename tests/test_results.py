@@ -221,16 +221,6 @@ def test_tables_figure_and_page_compare_with_kd_seed_by_seed(found, tmp_path, mo
     assert answer.startswith("| SST-2, pretrained, 40% wrong |") and compared in answer
 
 
-def test_the_dynamics_end_where_the_scores_on_dev_are():
-    axes = {ax.get_title(): ax for ax in report.dynamics().axes if ax.get_title()}
-    assert axes.keys() == report.DYNAMICS.keys()
-    for title, (study, *rows) in report.DYNAMICS.items():
-        drawn = {line.get_label(): line.get_ydata() for line in axes[title].lines}
-        for model in (STUDENT, AFTER):
-            last = 100 * report.scores(study, rows[-1], model, "dev").mean()
-            assert drawn[model][-1] == pytest.approx(last, abs=0.02) and len(drawn[model]) > 2
-
-
 def test_what_a_best_score_costs(monkeypatch):
     """By hand: 2 epochs of labels at 10 s, then 3 of kd at 20 s, or 4 of metadistil at 50 s; means over two seeds."""
     labels = {"by_epoch": [[0.5] * 6] * 2, "seconds": [50, 70]}

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import (
-    FEW, SMALL, TEXTS, assert_same_numbers, checkpoint, flags, numbers_of, resume_with_stops, same_weights, shaken,
-    small, small_pictures, stopped_after,
+    FEW, SMALL, TEXTS, assert_same_numbers, checkpoint, flags, numbers_of, resume_with_stops, run_with_stops,
+    same_weights, shaken, small, small_pictures, stopped_after,
 )  # fmt: skip
 from test_data import write_cifar, write_task
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -334,6 +334,12 @@ def test_a_run_on_pictures_leaves_what_it_promises(pictures, capsys):
     with pytest.raises(SystemExit) as stop:
         train.main(["--predict", "a flower", "--out", str(folder / "run")])
     assert stop.value.code == 2 and "expected a picture" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_on_pictures_stopped_and_resumed_ends_with_the_same_numbers(pictures, tmp_path):
+    run_with_stops(small_pictures(pictures[0], tmp_path / "stopped"), 3)
+    assert_same_numbers(pictures[1].out, tmp_path / "stopped")
 
 
 def test_steps_crop_pictures_once_for_teacher_and_student_and_the_quiz_has_no_crops(pictures, monkeypatch):
