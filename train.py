@@ -1,8 +1,8 @@
 """The main job, `python train.py --task sst2`: train a teacher, then a student by each method; print the results.
 
 Every student starts from the same weights and takes the same number of steps. The METHODS table says which labels each
-student sees. A run is a list of stages: for each seed the teachers, then the methods. On the processors of one machine,
-with the same numbers of processes and threads, a command gives the same results each time, stopped and resumed or not.
+student sees. A run is a list of stages: for each seed the teachers, then the methods. On the CPUs of one machine, with
+the same numbers of processes and threads, a command gives the same results each time, stopped and resumed or not.
 """
 
 import argparse
@@ -102,7 +102,7 @@ class Config:
     finetune_lr: float = option("rate of the teacher's training before it teaches", POSITIVE, 5e-4, 5e-4, 7e-5, 0.1)
     student_lr: float = option("η, rate of the students", POSITIVE, 5e-4, 2e-3, 7e-5, 0.1)
     optimizer: str = option(
-        "optimiser of all but pilot and meta update", OPTIMIZERS, "adamw", "adamw", "adamw", "momentum"
+        "optimiser, except of pilot and meta update", OPTIMIZERS, "adamw", "adamw", "adamw", "momentum"
     )
     schedule: str = option("schedule of all rates but λ", SCHEDULES, "linear", "linear", "linear", "falls")
     alpha: float = kd_option("α, weight of the soft term", SHARE, 0.5, 0.9, 0.5, 0.9)
@@ -178,7 +178,7 @@ def checked(name, value):
         expect(low <= found <= high, f"{flag(name)} {found}: expected a number from {low:g} to {high:g}")
     elif valid:
         expect(found in valid, f"{flag(name)} {found}: expected one of {', '.join(valid)}")
-    return os.path.expanduser(found) if kind is str else found
+    return ",".join(map(os.path.expanduser, found.split(","))) if kind is str else found
 
 
 def method_named(name):
@@ -217,14 +217,14 @@ def bf16_in_hardware():
 class Method(NamedTuple):
     """What makes a method. A script adds one by `METHODS["name"] = Method(...)`."""
 
-    # "none"; "fixed"; or "learning": it learns in `step`, which is then every `meta_every`-th step after the warm-up
+    # "none"; "fixed"; or "learning": it learns in `step`, called at every `meta_every`-th step after the warm-up
     teacher: str
     quiz_labels: bool  # does the student train on the quiz's examples, too?
     # loss(stage) makes L_S, a function (student_outputs, the teachers' mean or None, labels) -> scalar. It is called
     # last in Stage.__init__, so it may add a state (stage.changing) and parameters (stage.optimizer.add_param_group).
     loss: Callable
-    # step(stage, batch, rows, k) trains, after the warm-up, on the batch of these rows of train and quiz; k counts from
-    # the stage's start -> {"loss": L_S, ...}, scalar tensors. An epoch's log has the mean loss, the others' last values.
+    # step(stage, batch, rows, k) -> {"loss": L_S, ...}, scalar tensors: trains, after the warm-up, on the batch, `rows` of
+    # train and quiz; k counts from the stage's start. An epoch's log has the mean loss, the others' last values.
     step: Callable
     # states(the student's configuration, that of one network, student or teacher) -> the layers whose [CLS] states this
     # network returns along with its logits. None: networks return logits.
@@ -233,7 +233,7 @@ class Method(NamedTuple):
 
 def distil_step(stage, batch, rows, k):
     """Plain KD: the teacher does not change. In the warm-up and without a teacher, the student trains on labels only.
-    Here and in meta_step, metadistil.py sets the modes: teachers in eval, the student in train, the pilot's copy
+    Here and in meta_step, metadistil.py sets the modes: teachers in eval, the learner in train, the pilot's copy
     without dropout."""
     teachers = stage.teachers if k >= stage.warmup_steps else []
     return {"loss": metadistil.real_update(stage.learner, teachers, batch, stage.optimizer, stage.loss)}
@@ -267,7 +267,7 @@ def squared_errors(student_outputs, teacher_outputs, labels, alpha):
     return alpha * (student_outputs - teacher_outputs).square().mean() + (1 - alpha) * hard
 
 
-# Before it teaches, a teacher is trained as finetune trains a student, on the labels of train and quiz. So the quiz is
+# Before it teaches, a teacher (unless a .pt) is trained like finetune, on the labels of train and quiz. So the quiz is
 # new to MetaDistil's student, but not to its teacher; --learn-quiz lets the student train on it, too.
 # What else can be added: a task, to data.TASKS; a network, to models.KINDS.
 METHODS = {
@@ -319,7 +319,7 @@ class Seed:
         else:
             saved = models.load(source)
             shape, tokenizer = saved.network.config, saved.tokenizer
-        # The same weights each time: the random state hangs on seed and role alone.
+        # The same weights each time: the random state depends on seed and role alone.
         torch.manual_seed(2 * self.number + list(self.sources).index(role))
         network = models.build(shape, **changes)
         if saved:
@@ -408,7 +408,7 @@ class Stage:
         self.optimizer = OPTIMIZERS[config.optimizer](self.learner.parameters(), lr=0.0)
         self.teacher_optimizer = None
         self.trained = [self.learner]  # what is saved at the end
-        # What a checkpoint holds. A method may append a state of its own: anything with state_dict and load_state_dict.
+        # Whose states a checkpoint holds. A method may append its own: anything with state_dict and load_state_dict.
         self.changing = [self.learner, self.optimizer]
         if self.method.teacher == "learning":
             theta_T = nn.ModuleList(self.teachers).parameters()
@@ -425,8 +425,8 @@ class Stage:
         self.loss = self.method.loss(self)
 
     def rows(self, k):
-        """The row numbers, in train and quiz, of step k's batch. A student without the quiz has other batches than kd's,
-        and fewer a pass; an epoch has as many steps for all, so it then holds more than one pass."""
+        """The row numbers, in train and quiz, of step k's batch. Without the quiz a student's batches are not kd's, and a
+        pass has fewer; its epoch has as many steps as kd's, so more than one pass."""
         number, n = divmod(k, self.steps_per_pass)
         return own_part(self.batches(number)[n])
 
@@ -454,8 +454,8 @@ class Stage:
         return self.method.step(self, batch, rows, k)
 
     def state_dict(self):
-        """A checkpoint: all that has changed since the stage began, with the random states of all processes. A run that
-        is killed within an epoch repeats it from here."""
+        """A checkpoint: all that has changed since the stage began, with the random states of all processes. A run
+        killed within an epoch repeats that epoch from here."""
         random_states = from_all([generator.get_rng_state() for generator in GENERATORS])
         changing = [part.state_dict() for part in self.changing]
         return {"seconds": self.seconds, "log": self.log, "changing": changing, "rng": random_states}
@@ -611,7 +611,7 @@ def read_run(out):
 
 
 def begun_with(config):
-    """{what: value} of all that must be the same for a run to go on. Opens each saved network of each seed, to find a
+    """{what: value} that `resume` compares, besides the precision. Opens each saved network of each seed, to find a
     broken one before the run begins. Raises CheckpointError."""
     files = data.files_of(config.task, config.data)
     for source in {source for seed in range(config.seeds) for source in config.sources(seed).values()}:
