@@ -69,8 +69,8 @@ SCHEDULES = {"linear": linear, "falls": falls}  # (step, total) -> share of the 
 
 
 def option(help, valid=None, default=None, *others, teachers=("none", "fixed", "learning")):
-    """A field of Config. valid: a range, or a list of words. default: that of runs on files; others: those of runs on
-    builtin, pretrained and pictures, if not all four are the same. teachers: the kinds of Method.teacher that use it."""
+    """A field of Config. valid: a range, or a list of words. default: that of runs on files; others: those of
+    builtin, pretrained and pictures, unless all are the same. teachers: the kinds of Method.teacher that use it."""
     defaults = [default, *(others or 3 * [default])]
     metadata = {"help": help, "valid": valid, "defaults": defaults, "teachers": teachers}
     return dataclasses.field(default=None, metadata=metadata)
@@ -223,8 +223,8 @@ class Method(NamedTuple):
     # loss(stage) makes L_S, a function (student_outputs, the teachers' mean or None, labels) -> scalar. It is called
     # last in Stage.__init__, so it may add a state (stage.changing) and parameters (stage.optimizer.add_param_group).
     loss: Callable
-    # step(stage, batch, rows, k) -> {"loss": L_S, ...}, scalar tensors: trains, after the warm-up, on the batch, `rows` of
-    # train and quiz; k counts from the stage's start. An epoch's log has the mean loss, the others' last values.
+    # step(stage, batch, rows, k) -> {"loss": L_S, ...}, scalar tensors: trains, after the warm-up, on the batch; its rows
+    # are those of train and quiz, k counts from the stage's start. The log has the mean loss, the others' last values.
     step: Callable
     # states(the student's configuration, that of one network, student or teacher) -> the layers whose [CLS] states this
     # network returns along with its logits. None: networks return logits.
@@ -240,8 +240,8 @@ def distil_step(stage, batch, rows, k):
 
 
 def meta_step(stage, batch, rows, k):
-    """One iteration of Algorithm 1: pilot update, quiz, meta update, real update. The last in an epoch also logs the quiz
-    loss before and after the pilot."""
+    """One iteration of Algorithm 1: pilot update, quiz, meta update, real update. The last in an epoch also logs the
+    quiz loss before and after the pilot."""
     config = stage.config
     logged = ("quiz_loss_before", "quiz_loss_after") if stage.is_logged(k) else ()
     trace = {} if logged else None
@@ -425,8 +425,8 @@ class Stage:
         self.loss = self.method.loss(self)
 
     def rows(self, k):
-        """The row numbers, in train and quiz, of step k's batch. Without the quiz a student's batches are not kd's, and a
-        pass has fewer; its epoch has as many steps as kd's, so more than one pass."""
+        """The row numbers, in train and quiz, of step k's batch. Without the quiz a student's batches are not kd's, and
+        a pass has fewer; its epoch has as many steps as kd's, so more than one pass."""
         number, n = divmod(k, self.steps_per_pass)
         return own_part(self.batches(number)[n])
 
