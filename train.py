@@ -224,7 +224,7 @@ class Method(NamedTuple):
     # last in Stage.__init__, so it may add a state (stage.changing) and parameters (stage.optimizer.add_param_group).
     loss: Callable
     # step(stage, batch, rows, k) -> {"loss": L_S, ...}, scalar tensors: trains, after the warm-up, on the batch; its
-    # rows are those of train and quiz, k counts from the stage's start. The log has the mean loss, else the last values.
+    # rows are those of train and quiz; k counts from the stage's start. The log has the mean loss and the last others.
     step: Callable
     # states(the student's configuration, that of one network, student or teacher) -> the layers whose [CLS] states this
     # network returns along with its logits. None: networks return logits.
