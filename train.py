@@ -224,7 +224,8 @@ class Method(NamedTuple):
     # last in Stage.__init__, so it may add a state (stage.changing) and parameters (stage.optimizer.add_param_group).
     loss: Callable
     # step(stage, batch, rows, k) -> {"loss": L_S, ...}, scalar tensors: trains, after the warm-up, on the batch; its
-    # rows are those of train and quiz; k counts from the stage's start. The log has the mean loss and the last others.
+    # rows are those of train and quiz; k counts from the stage's start. Logged for an epoch: the mean of the loss,
+    # of the other values the last.
     step: Callable
     # states(the student's configuration, that of one network, student or teacher) -> the layers whose [CLS] states this
     # network returns along with its logits. None: networks return logits.
