@@ -829,6 +829,8 @@ def main(arguments=None):
             if RANK > 0:
                 sys.stdout = open(os.devnull, "w", encoding="utf-8")
         command(sys.argv[1:] if arguments is None else arguments)
+        if RANKS > 1:
+            distributed.destroy_process_group()  # else its threads may end the process with an abort
     except BrokenPipeError:  # whoever read the output, such as head, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

@@ -256,6 +256,7 @@ def one_process(rank, folder):
     meet, limit = f"file://{folder}/meet", timedelta(minutes=2)
     torch.distributed.init_process_group("gloo", meet, limit, world_size=len(SHARES), rank=rank)
     torch.save({name: step_of(SHARES[rank], *step) for name, step in STEPS.items()}, f"{folder}/{rank}")
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
