@@ -157,7 +157,7 @@ def resolved(config):
     task = config.load(0)  # it may fall back on the built-in reviews
     config.data = task.data if task.data == data.BUILTIN else os.path.abspath(task.data)
     given |= {"data": config.data, "quiz_size": len(task.quiz), "label_noise": task.label_noise}
-    defaults = DEFAULTS[kind_of_run(config)]  # now that it is known
+    defaults = DEFAULTS[kind_of_run(config)]
     config = Config(**{name: defaults[name] for name in used} | given)
     config.student, config.teacher = absolute(config.student), absolute(config.teacher)
     if config.precision == "bf16" and not bf16_in_hardware():

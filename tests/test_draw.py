@@ -12,7 +12,7 @@ pytest.importorskip("IPython")
 Color = pytest.importorskip("coloraide").Color
 import draw  # noqa: E402
 
-FAR = 20  # of CIEDE2000, where an eye can just tell apart what differs by 2
+FAR = 20  # of CIEDE2000, where black and white are 100 apart
 
 
 def apart(colours, without_green):
